@@ -1,0 +1,54 @@
+"""resbackbones: one residual law for vision, speech and text.
+
+`import resbackbones as rb` costs what the core costs; `rb.train`, `rb.sources` and `rb.report`
+load on first use, and `import resbackbones.vision` (or `.speech`, `.text`) brings in that wing.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from resbackbones.core import (
+    SPECS,
+    Backbone,
+    BackboneSpec,
+    Layer,
+    Stage,
+    Stem,
+    backbone,
+    count_macs,
+    count_parameters,
+    diagnose,
+)
+from resbackbones.errors import InputError
+
+if TYPE_CHECKING:
+    from resbackbones import report, sources, train
+
+__version__ = "0.1.0"
+__all__ = [
+    "SPECS",
+    "Backbone",
+    "BackboneSpec",
+    "InputError",
+    "Layer",
+    "Stage",
+    "Stem",
+    "backbone",
+    "count_macs",
+    "count_parameters",
+    "diagnose",
+    "report",
+    "sources",
+    "train",
+]
+_LAZY = ("report", "sources", "train")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return importlib.import_module(f"resbackbones.{name}")
+    raise AttributeError(f"module 'resbackbones' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_LAZY])
