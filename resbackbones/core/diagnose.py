@@ -67,7 +67,7 @@ def gradient_ratio(profile: Sequence[BlockGradient]) -> float:
     return math.inf if last == 0 else first / last
 
 
-def gradient_correlation(net: nn.Module, x: Tensor, *, step: float = 0.1, seed: int = 0) -> float:
+def gradient_correlation(net: nn.Module, x: Tensor, *, step: float = 0.05, seed: int = 0) -> float:
     """Mean cosine between the input gradients at `x` and at a neighbour: near 1 smooth, near 0
     "shattered" into white noise (Balduzzi et al. 2017).
 

@@ -8,7 +8,6 @@ import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, TypeVar
 
 from resbackbones.errors import InputError, nearest
@@ -164,7 +163,12 @@ class BackboneSpec:
         if self.dims not in (1, 2):
             raise InputError(f"dims={self.dims} is not known; use 1 for sequences or 2 for images")
         branches = [layer for s in self.stages for layer in self.branch_layers(s, s.stride)]
-        parts = [*self.stages, *branches, *self.tail, *([self.stem] if self.stem else [])]
+        parts: list[Layer | Stage] = [
+            *self.stages,
+            *branches,
+            *self.tail,
+            *([self.stem] if self.stem else []),
+        ]
         for part in parts:
             for field in ("kernel", "stride", "dilation", "pool"):
                 value = getattr(part, field, 1)
@@ -302,7 +306,6 @@ def resolve(name_or_spec: str | BackboneSpec, **changes: Any) -> BackboneSpec:
     return dataclasses.replace(spec, **changes)
 
 
-@cache
 def _defaults(kind: type) -> dict[str, Any]:
     return {field.name: field.default for field in dataclasses.fields(kind)}
 
