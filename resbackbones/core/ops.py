@@ -108,12 +108,12 @@ def mask(x: Tensor, padding: Padding | None, value: float = 0.0) -> Tensor:
 def make_norm(kind: str, channels: int, dims: int, eps: float) -> nn.Module | None:
     """A stock torch norm over `channels`, or None for the kinds that add no module.
 
-    Group norm takes 32 groups (Wu & He 2018), or the most below that dividing `channels`.
+    Group norm takes 32 groups (Wu & He 2018), fewer where a group would hold one channel alone.
     """
     if kind == "batch":
         return BATCH_NORM[dims](channels, eps=eps)
     if kind == "group":
-        return nn.GroupNorm(math.gcd(32, channels), channels, eps=eps)
+        return nn.GroupNorm(math.gcd(32, channels // 2 or 1, channels), channels, eps=eps)
     if kind == "layer":
         return nn.LayerNorm(channels, eps=eps)
     return None

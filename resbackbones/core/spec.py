@@ -273,6 +273,15 @@ REFUSALS: dict[str, Callable[[BackboneSpec], bool]] = {
     "a branch of two or more": (
         lambda s: s.init == "fixup" and len(s.branch_layers(s.stages[0], 1)) < 2
     ),
+    "a branch that ends in ReLU never learns when it starts at 0 (init='zero_last' or 'fixup'): "
+    "ReLU has no slope there; use init='he', order='pre' or another activation": (
+        lambda s: (
+            s.init != "he"
+            and s.order != "pre"
+            and s.activation == "relu"
+            and s.branch_layers(s.stages[0], 1)[-1].activation
+        )
+    ),
     "causal=True with attention looks ahead: it averages over all of time; use attention='none'": (
         lambda s: s.causal and s.attention != "none"
     ),

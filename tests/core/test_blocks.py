@@ -1,0 +1,190 @@
+"""Every combination the compatibility table allows is alive, in 1-D and 2-D."""
+
+import itertools
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+import resbackbones as rb
+from resbackbones.core.blocks import BRANCHES, DropPath
+from resbackbones.core.spec import CHOICES
+
+AXES = {
+    **CHOICES,
+    "branch": tuple(BRANCHES),
+    "activation": ("relu", "silu"),
+    "causal": (False, True),
+    "drop_path": (0.0, 0.2),
+    "dropout": (0.0, 0.2),
+    "dims": (1, 2),
+}
+BASE = rb.BackboneSpec(
+    stages=(rb.Stage(8, 2), rb.Stage(16, 2, stride=2, dilation=2)), stem=rb.Stem(8), in_channels=3
+)
+
+
+def make(changes: dict) -> rb.BackboneSpec | None:
+    """The spec, or None where the table refuses it."""
+    if changes["branch"] == "separable":
+        changes = {**changes, "repeats": 2}
+    try:
+        return replace(BASE, **changes)
+    except rb.InputError:
+        return None
+
+
+def check_alive(spec: rb.BackboneSpec) -> None:
+    torch.manual_seed(0)
+    net = rb.Backbone(spec)
+    x = torch.randn(4, 3, *(12, 8)[: spec.dims])
+    features = net(x)
+    assert [f.shape[1] for f in features] == list(net.channels)
+    torch.stack([(f * torch.randn_like(f)).sum() for f in features]).sum().backward()
+    for name, parameter in net.named_parameters():
+        assert parameter.grad is not None, f"{name} takes no part"
+        assert parameter.grad.isfinite().all(), name
+    for name, block in net.blocks:
+        inside = [*block.branch.parameters(), *([] if block.scale is None else [block.scale])]
+        assert any(p.grad.any() for p in inside), f"{name} is dead"
+
+
+def some_combinations(count: int) -> list[dict]:
+    """Random allowed combinations, and more until every pair of choices that can be met was."""
+    draw = random.Random(0)
+    chosen, seen = [], set()
+    for _ in range(8000):
+        changes = {axis: draw.choice(values) for axis, values in AXES.items()}
+        pairs = set(itertools.combinations(changes.items(), 2))
+        if (len(chosen) < count or not pairs <= seen) and make(changes) is not None:
+            chosen.append(changes)
+            seen |= pairs
+    return chosen
+
+
+def test_allowed_combinations_are_alive() -> None:
+    chosen = some_combinations(400)
+    for changes in chosen:
+        spec = make(changes)
+        assert spec is not None
+        check_alive(spec)
+    # Every pair of choices that is allowed at all was among them.
+    seen = {pair for changes in chosen for pair in itertools.combinations(changes.items(), 2)}
+    plain = {axis: values[0] for axis, values in AXES.items()}
+    choices = [(axis, value) for axis, values in AXES.items() for value in values]
+    for first, second in itertools.combinations(choices, 2):
+        if first[0] != second[0] and make({**plain, **dict([first, second])}) is not None:
+            assert (first, second) in seen
+
+
+@pytest.mark.slow
+def test_every_allowed_combination_is_alive() -> None:
+    thinned = {**AXES, "activation": ("relu",), "dropout": (0.0,), "drop_path": (0.0,)}
+    for values in itertools.product(*thinned.values()):
+        spec = make(dict(zip(AXES, values, strict=True)))
+        if spec is not None:
+            check_alive(spec)
+
+
+def test_plain_net_is_the_branch_alone() -> None:
+    torch.manual_seed(0)
+    residual = rb.backbone("resnet20").eval()
+    plain = rb.backbone("resnet20", skip="none").eval()
+    plain.load_state_dict(residual.state_dict())  # option A: the very same parameters
+    assert plain.parameter_difference == 0
+    x = torch.randn(2, 16, 8, 8)
+    (_, with_skip), (_, without) = residual.blocks[0], plain.blocks[0]
+    branch = x
+    for layer in without.branch:
+        branch = layer(branch)
+    torch.testing.assert_close(without(x), branch.relu())
+    torch.testing.assert_close(with_skip(x), (branch + x).relu())
+
+
+def test_preactivated_identity_carries_the_raw_input() -> None:
+    net = rb.backbone("preact_resnet110", branch_scale="rezero")
+    _, block = net.blocks[1]
+    x = torch.randn(2, 16, 8, 8)
+    assert torch.equal(block(x), x)
+
+
+def test_projection_sees_the_preactivated_input() -> None:
+    net = rb.backbone("wrn_40_4").eval()
+    _, block = net.blocks[0]
+    x = torch.randn(2, 16, 8, 8)
+    shortcut = block.shortcut(block.pre(x, None), None)
+    branch = block.pre(x, None)
+    for layer in block.branch:
+        branch = layer(branch)
+    torch.testing.assert_close(block(x), branch + shortcut)
+
+
+@pytest.mark.parametrize("order", ["post", "pre", "none"])
+def test_zero_last_starts_as_the_identity(order: str) -> None:
+    spec = replace(BASE, stages=(rb.Stage(8, 3),), order=order, init="zero_last")
+    net = rb.Backbone(spec)
+    x = torch.randn(2, 8, 6, 6).relu()
+    for _, block in net.blocks:
+        torch.testing.assert_close(block(x), x)
+
+
+def test_he_initialisation_has_its_variance() -> None:
+    net = rb.backbone("resnet18")
+    for name, module in net.named_modules():
+        if isinstance(module, nn.Conv2d):
+            fan_out = module.out_channels * module.kernel_size[0] * module.kernel_size[1]
+            expected = (2 / fan_out) ** 0.5
+            assert module.weight.std().item() == pytest.approx(expected, rel=0.1), name
+
+
+def test_fixup_trains_at_depth_without_norm() -> None:
+    torch.manual_seed(0)
+    spec = rb.BackboneSpec((rb.Stage(8, 50),), stem=rb.Stem(8), norm="none", init="fixup")
+    features = rb.Backbone(spec)(torch.randn(4, 3, 8, 8))
+    assert 0.1 < features[-1].std() < 10
+
+
+def test_branch_scales_start_where_the_papers_say() -> None:
+    def scale(kind: str) -> torch.Tensor:
+        return rb.backbone("resnet20", branch_scale=kind).blocks[0][1].scale
+
+    assert scale("rezero").item() == 0
+    assert scale("skipinit").item() == pytest.approx(1 / 3)
+    assert scale("layerscale").shape == (16, 1, 1)
+    assert scale("none") is None
+
+
+def test_drop_path_drops_items_and_keeps_the_mean() -> None:
+    torch.manual_seed(0)
+    drop = DropPath(0.25)
+    y = drop(torch.ones(20_000, 2, 3))
+    assert torch.equal(y.amin((1, 2)), y.amax((1, 2)))
+    assert y.mean().item() == pytest.approx(1, abs=0.02)
+    assert torch.equal(drop.eval()(y), y)
+    probabilities = [
+        b.drop_path.probability if b.drop_path else 0.0
+        for _, b in rb.backbone("resnet20", drop_path=0.5).blocks
+    ]
+    assert probabilities == pytest.approx([i * 0.5 / 8 for i in range(9)])
+
+
+def test_reset_parameters_leaves_nothing_undrawn() -> None:
+    for changes in (
+        {"attention": "se", "branch_scale": "layerscale"},
+        {"norm": "weight", "attention": "eca"},
+        {"norm": "none", "init": "fixup"},
+        {"norm": "group", "order": "pre"},
+    ):
+        net = rb.backbone("resnet20", **changes)
+        large = {n: p for n, p in net.named_parameters() if p.numel() > 100}
+        expected = {name: parameter.std().item() for name, parameter in large.items()}
+        with torch.no_grad():
+            for tensor in [*net.parameters(), *net.buffers()]:
+                tensor.fill_(77)
+        net.reset_parameters()
+        for name, parameter in net.named_parameters():
+            assert not (parameter == 77).any(), name
+            if expected.get(name):
+                assert parameter.std().item() == pytest.approx(expected[name], rel=0.5), name

@@ -1,0 +1,174 @@
+"""Every named spec has exactly the trainable parameters, and the ImageNet nets the MACs, of the
+published net; logits equal torchvision's to the last bit."""
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+import resbackbones as rb
+from resbackbones.core.ops import masked_mean
+
+# name: (classes of a linear head, or 0; whether it has a bias; trainable parameters)
+COUNTS = {
+    "resnet18": (1000, True, 11_689_512),
+    "resnet34": (1000, True, 21_797_672),
+    "resnet50": (1000, True, 25_557_032),
+    "resnet101": (1000, True, 44_549_160),
+    "resnet152": (1000, True, 60_192_808),
+    "resnext50_32x4d": (1000, True, 25_028_904),
+    "wide_resnet50_2": (1000, True, 68_883_240),
+    "resnetv2_50": (1000, True, 25_549_352),
+    "seresnet50": (1000, True, 28_088_024),
+    "resnet20": (10, True, 269_722),
+    "resnet32": (10, True, 464_154),
+    "resnet44": (10, True, 658_586),
+    "resnet56": (10, True, 853_018),
+    "resnet110": (10, True, 1_727_962),
+    "resnet1202": (10, True, 19_421_274),
+    "wrn_28_10": (10, True, 36_479_194),
+    "wrn_40_4": (10, True, 8_949_210),
+    "resnet18_small": (10, True, 11_173_962),
+    "preact_resnet110": (10, True, 1_727_962),
+    "quartznet5x5": (29, True, 6_713_181),
+    "quartznet10x5": (29, True, 12_818_781),
+    "quartznet15x5": (29, True, 18_924_381),
+    "matchboxnet_3x1": (30, True, 77_214),
+    "matchboxnet_3x2": (30, True, 92_766),
+    "matchboxnet_6x2": (30, True, 138_846),
+    "tc_resnet8": (12, False, 65_168),
+    "tc_resnet14": (12, False, 135_856),
+    # Published with a 69-character embedding of 16 numbers, which is not the backbone's.
+    "vdcnn9": (0, False, 1_754_768 - 69 * 16),
+    "vdcnn17": (0, False, 3_847_568 - 69 * 16),
+    "vdcnn29": (0, False, 4_218_512 - 69 * 16),
+    "vdcnn49": (0, False, 7_347_088 - 69 * 16),
+    # 14 convolutions of 250 x 250 x 3 in the blocks, one in the region embedding, all with biases.
+    "dpcnn": (0, False, 15 * (250 * 250 * 3 + 250)),
+    # 8 convolutions with one length a channel for weight norm; as wide as its input.
+    "tcn": (0, False, 8 * (600 * 600 * 3 + 600 + 600)),
+    "tcn_char": (0, False, 100 * 450 * 3 + 5 * 450 * 450 * 3 + 6 * 900 + 100 * 450 + 450),
+}
+PLAIN_VDCNN = {
+    "vdcnn9": 1_580_944,
+    "vdcnn17": 3_673_744,
+    "vdcnn29": 4_044_688,
+    "vdcnn49": 7_173_264,
+}
+MACS = {
+    "resnet18": 1_814_073_344,
+    "resnet34": 3_663_761_408,
+    "resnet50": 4_089_184_256,
+    "resnet101": 7_801_405_440,
+    "resnet152": 11_513_626_624,
+}
+
+
+class Classifier(nn.Module):
+    def __init__(self, name: str, classes: int, bias: bool = True, **changes: object) -> None:
+        super().__init__()
+        self.backbone = rb.backbone(name, **changes)
+        self.head = nn.Linear(self.backbone.channels[-1], classes, bias=bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(masked_mean(self.backbone(x)[-1]))
+
+
+def test_every_spec_has_a_count() -> None:
+    assert set(COUNTS) == set(rb.SPECS)
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_parameters(name: str) -> None:
+    classes, bias, expected = COUNTS[name]
+    with torch.device("meta"):
+        net = Classifier(name, classes, bias) if classes else rb.backbone(name)
+    assert rb.count_parameters(net) == expected
+
+
+@pytest.mark.parametrize("name", PLAIN_VDCNN)
+def test_plain_vdcnn_parameters(name: str) -> None:
+    net = rb.backbone(name, skip="none")
+    assert rb.count_parameters(net) + 69 * 16 == PLAIN_VDCNN[name]
+    residual = rb.count_parameters(rb.backbone(name))
+    assert rb.count_parameters(net) + net.parameter_difference == residual
+
+
+@pytest.mark.parametrize("name", MACS)
+def test_macs(name: str) -> None:
+    with torch.device("meta"):
+        net, image = Classifier(name, 1000), torch.empty(1, 3, 224, 224)
+    assert rb.count_macs(net, image) == MACS[name]
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnext50_32x4d"])
+def test_logits_equal_torchvision(name: str) -> None:
+    torch.manual_seed(0)
+    theirs = getattr(torchvision.models, name)().eval()
+    for norm in (m for m in theirs.modules() if isinstance(m, nn.BatchNorm2d)):
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 2)
+        nn.init.normal_(norm.weight)
+        nn.init.normal_(norm.bias)
+    ours = Classifier(name, 1000).eval()
+    # Both list weights in the order they run, the shortcut after the branch.
+    ours.load_state_dict(
+        dict(zip(ours.state_dict(), theirs.state_dict().values(), strict=True)), strict=True
+    )
+    image = torch.randn(2, 3, 97, 65)
+    with torch.no_grad():
+        assert (ours(image) - theirs(image)).abs().max() == 0.0
+
+
+def test_preactivated_net_equals_timm() -> None:
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    theirs = timm.create_model("resnetv2_50", num_classes=10).eval()
+    ours = Classifier("resnetv2_50", 10).eval()
+    state = theirs.state_dict()
+    # Ours lists a projection after the branch.
+    order = ["norm1", "conv1", "norm2", "conv2", "norm3", "conv3", "downsample"]
+
+    def position(name: str) -> tuple:
+        if not name.startswith("stages"):
+            return (0 if name.startswith("stem") else 2,)
+        _, stage, _, block, part, *_ = name.split(".")
+        return 1, int(stage), int(block), order.index(part)
+
+    names = sorted(state, key=position)
+    pairs = zip(ours.state_dict().items(), names, strict=True)
+    ours.load_state_dict({name: state[t].reshape(tensor.shape) for (name, tensor), t in pairs})
+    image = torch.randn(2, 3, 96, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(image), theirs(image), rtol=1e-4, atol=1e-5)
+
+
+def test_features_of_the_zoo_are_the_declared_ones() -> None:
+    for name, spec in rb.SPECS.items():
+        if name == "resnet1202":
+            continue
+        with torch.device("meta"):
+            net = rb.backbone(name).eval()
+            size = (40, 56)[2 - spec.dims :]
+            features = net(torch.empty(2, spec.in_channels, *size))
+        for feature, channels, strides in zip(features, net.channels, net.strides, strict=True):
+            assert feature.shape[1] == channels
+            expected = [-(-length // stride) for length, stride in zip(size, strides, strict=True)]
+            assert list(feature.shape[2:]) == expected
+
+
+def test_convnets_of_the_zoo_work_in_the_other_rank() -> None:
+    sequence = rb.backbone("resnet18", dims=1, in_channels=40)
+    assert sequence(torch.zeros(1, 40, 33))[-1].shape == (1, 512, 2)
+    image = rb.backbone("tcn_char", dims=2, in_channels=3)
+    assert image(torch.zeros(1, 3, 8, 9))[-1].shape == (1, 450, 8, 9)
+
+
+def test_receptive_fields_of_published_nets() -> None:
+    assert rb.backbone("tcn").receptive_field == 61
+    assert rb.backbone("tcn_char").receptive_field == 29
+    with torch.device("meta"):
+        # Frames of 10 ms: 29, 55 and 81 seconds.
+        fields = [rb.backbone(f"quartznet{n}x5").receptive_field for n in (5, 10, 15)]
+    assert [round(field / 100) for field in fields] == [29, 55, 81]
+    assert rb.backbone("seresnet50").receptive_field == float("inf")
