@@ -1,0 +1,334 @@
+"""Data for `tasks.benchmark` that need no network, made once and cached as Parquet.
+
+vision  scikit-learn's 1,797 handwritten digits, 8x8 pixels
+speech  ten words spoken by the espeak-ng voices, noise added: synthesised speech, and called so;
+        no voice, nor a numbered variant of it, is in two of train, validation and test
+text    paragraphs of installed libraries' docstrings; the label is the library
+"""
+
+import ast
+import collections
+import ctypes
+import hashlib
+import importlib.metadata
+import importlib.util
+import inspect
+import io
+import os
+import re
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from resbackbones.errors import InputError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+WORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
+RENDITIONS = 3  # of each word by each voice: other speed, pitch, place and noise
+RATE = 16_000
+LIBRARIES = ("numpy", "pandas", "scipy", "sklearn", "torch")
+PARAGRAPHS = 1_600  # a library, at most
+FILES = 250  # read a library, at most: whole libraries take a minute
+
+NAMES = {
+    "vision": "scikit-learn digits",
+    "speech": "synthesised speech",
+    "text": "library docstrings",
+}
+PACKAGES = {
+    "vision": ("scikit-learn",),
+    "speech": ("espeakng-loader",),
+    "text": ("numpy", "pandas", "scipy", "scikit-learn", "torch"),
+}
+
+
+def default_data(domain: str, cache: str | Path) -> Path:
+    """The folder of a domain's default data, made now if the cache does not hold it.
+
+    The folder's name carries the versions the data come from and a mark of this file, so that
+    neither a new library nor new code meets old data.
+    """
+    folder = Path(cache) / _folder_name(domain)
+    if folder.is_dir():
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=folder.name + ".", dir=folder.parent))
+    except OSError as error:
+        raise InputError(
+            f"cannot write the data cache {cache} ({error.strerror}); name another with --cache"
+        ) from error
+    try:
+        makers: dict[str, Callable[[], dict[str, Dataset]]] = {
+            "vision": digits,
+            "speech": spoken_words,
+            "text": docstrings,
+        }
+        for split, dataset in makers[domain]().items():
+            dataset.to_parquet(str(scratch / f"{split}.parquet"))
+        try:
+            os.replace(scratch, folder)
+        except OSError:
+            if not folder.is_dir():  # else another run was faster, with the same content
+                raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return folder
+
+
+def _folder_name(domain: str) -> str:
+    try:
+        versions = [importlib.metadata.version(name) for name in PACKAGES[domain]]
+    except importlib.metadata.PackageNotFoundError as error:
+        raise InputError(
+            f"the default {domain} data need the package {error.name}; install it with "
+            f"pip install {error.name}, or name your own data with --{domain}"
+        ) from error
+    mark = hashlib.sha256(Path(__file__).read_bytes() + "".join(versions).encode()).hexdigest()[:8]
+    return "-".join([NAMES[domain].replace(" ", "-"), *versions[:1], mark])
+
+
+def digits() -> dict[str, "Dataset"]:
+    """The digits as 8x8 grey PNGs, a quarter and a bit of them held out as the test split."""
+    import PIL.Image
+    from datasets import ClassLabel, Dataset, Features
+    from datasets import Image as ImageFeature
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    images, labels = load_digits(return_X_y=True)
+    pixels = np.round(images.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    train, test = train_test_split(
+        np.arange(len(labels)), test_size=497, stratify=labels, random_state=0
+    )
+    features = Features(
+        {"image": ImageFeature(), "label": ClassLabel(names=[str(digit) for digit in range(10)])}
+    )
+
+    def png(image: np.ndarray) -> dict[str, Any]:
+        buffer = io.BytesIO()
+        PIL.Image.fromarray(image).save(buffer, format="png")
+        return {"bytes": buffer.getvalue(), "path": None}
+
+    return {
+        split: Dataset.from_dict(
+            {"image": [png(pixels[i]) for i in rows], "label": labels[rows].tolist()},
+            features=features,
+        )
+        for split, rows in (("train", np.sort(train)), ("test", np.sort(test)))
+    }
+
+
+def spoken_words() -> dict[str, "Dataset"]:
+    """Each word by each voice, one second at 16 kHz as FLAC, white noise 3 to 20 dB below it.
+
+    Everything is seeded but espeak-ng's own breath noise: two builds are alike, not equal bit for
+    bit, which is one more reason to keep the first.
+    """
+    import soundfile
+    from datasets import ClassLabel, Dataset, Features, Value
+    from scipy.signal import resample_poly
+
+    espeak = Espeak()
+    splits = _split_voices(espeak.voices)
+    features = Features(
+        {
+            "audio": {"bytes": Value("binary"), "path": Value("string")},
+            "label": ClassLabel(names=list(WORDS)),
+            "speaker": Value("string"),
+        }
+    )
+    result = {}
+    for split, voices in splits.items():
+        rows: dict[str, list[Any]] = {"audio": [], "label": [], "speaker": []}
+        for voice in voices:
+            # A stream of its own for every voice: no clip depends on which voices came before.
+            random = np.random.default_rng(int(hashlib.sha256(voice.encode()).hexdigest()[:8], 16))
+            espeak.voice(voice)
+            for label, word in enumerate(WORDS):
+                for rendition in range(RENDITIONS):
+                    speed, pitch = random.integers(140, 221), random.integers(30, 71)
+                    spoken = espeak.say(word, speed=int(speed), pitch=int(pitch))
+                    clip = resample_poly(spoken, RATE, espeak.rate)
+                    clip = _place(_trim(clip), random)
+                    power = np.mean(clip[clip != 0] ** 2)
+                    noise = np.sqrt(power / 10 ** (random.uniform(3, 20) / 10))
+                    clip = clip + noise * random.standard_normal(RATE)
+                    clip *= random.uniform(0.3, 0.9) / np.abs(clip).max()
+                    buffer = io.BytesIO()
+                    soundfile.write(buffer, clip, RATE, format="FLAC", subtype="PCM_16")
+                    path = f"{voice}-{word}-{rendition}.flac"
+                    rows["audio"].append({"bytes": buffer.getvalue(), "path": path})
+                    rows["label"].append(label)
+                    rows["speaker"].append(voice)
+        result[split] = Dataset.from_dict(rows, features=features)
+    return result
+
+
+def _trim(clip: np.ndarray) -> np.ndarray:
+    """Without the silence before and after the word."""
+    loud = np.flatnonzero(np.abs(clip) > 0.02 * np.abs(clip).max())
+    return clip[loud[0] : loud[-1] + 1]
+
+
+def _place(word: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """The word somewhere in one second; a longer one loses its end."""
+    clip = np.zeros(RATE)
+    word = word[:RATE]
+    start = random.integers(0, RATE - len(word) + 1)
+    clip[start : start + len(word)] = word
+    return clip
+
+
+def _split_voices(voices: list[str]) -> dict[str, list[str]]:
+    """About 65 / 10 / 25 % of the voices; numbered variants of one voice stay together."""
+    families = collections.defaultdict(list)
+    for voice in sorted(voices):
+        families[voice.rstrip("0123456789")].append(voice)
+    names = sorted(families)
+    order = [names[i] for i in np.random.default_rng(0).permutation(len(names))]
+    splits: dict[str, list[str]] = {"test": [], "validation": [], "train": []}
+    wanted = {"test": 0.25 * len(voices), "validation": 0.1 * len(voices), "train": len(voices)}
+    for family in order:
+        split = next(name for name, chosen in splits.items() if len(chosen) < wanted[name])
+        splits[split] += families[family]
+    return {name: splits[name] for name in ("train", "validation", "test")}
+
+
+class Espeak:
+    """The part of espeak-ng's C interface that speaks words into arrays."""
+
+    RATE_PARAMETER, PITCH_PARAMETER = 1, 3
+
+    def __init__(self) -> None:
+        import espeakng_loader
+
+        self.library = ctypes.CDLL(espeakng_loader.get_library_path())
+        data = Path(espeakng_loader.get_data_path())
+        # 2: synthesise at once, into the callback. 0x8000: report a failure, do not exit().
+        self.rate = self.library.espeak_Initialize(2, 0, str(data).encode(), 0x8000)
+        if self.rate <= 0:
+            raise InputError(
+                f"espeak-ng cannot read its voices in {data}; a path longer than 160 letters is "
+                "known to do this: use a shorter one, or name your own data with --speech"
+            )
+        self.chunks: list[np.ndarray] = []
+
+        @ctypes.CFUNCTYPE(
+            ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p
+        )
+        def collect(samples: Any, count: int, events: Any) -> int:
+            if samples and count > 0:
+                self.chunks.append(np.ctypeslib.as_array(samples, shape=(count,)).copy())
+            return 0
+
+        self._collect = collect  # the library keeps only an address: this object must live
+        self.library.espeak_SetSynthCallback(collect)
+        # Not every language takes variants ("en-gb+..." mostly fails), so ask; an unknown variant
+        # is quietly the plain voice, so take only those that the data hold.
+        variants = sorted(path.name for path in (data / "voices" / "!v").iterdir())
+        self.voices = [name for name in variants if self._set_voice(name)]
+        if len(self.voices) < 20:
+            raise InputError(
+                f"espeak-ng offers {len(self.voices)} voices in {data}, 20 are needed; reinstall "
+                "espeakng-loader, or name your own data with --speech"
+            )
+
+    def _set_voice(self, name: str) -> bool:
+        return self.library.espeak_SetVoiceByName(f"en-us+{name}".encode()) == 0
+
+    def voice(self, name: str) -> None:
+        """Speak with this variant of the American voice from now on."""
+        if not self._set_voice(name):
+            raise RuntimeError(f"espeak-ng refuses the voice {name!r} that it offered before")
+
+    def say(self, word: str, *, speed: int, pitch: int) -> np.ndarray:
+        """One word as float64 samples in [-1, 1] at `self.rate`."""
+        self.library.espeak_SetParameter(self.RATE_PARAMETER, speed, 0)
+        self.library.espeak_SetParameter(self.PITCH_PARAMETER, pitch, 0)
+        self.chunks.clear()
+        text = word.encode() + b"\0"
+        error = self.library.espeak_Synth(
+            text, ctypes.c_size_t(len(text)), 0, 1, 0, 1, None, None
+        )  # positions count characters (1); text is UTF-8 (1)
+        if error or not self.chunks:
+            raise RuntimeError(f"espeak-ng spoke nothing for {word!r} (code {error})")
+        return np.concatenate(self.chunks) / 32768.0
+
+
+def docstrings() -> dict[str, "Dataset"]:
+    """The same number of paragraphs from each library, every fifth (by hash) in the test split."""
+    from datasets import ClassLabel, Dataset, Features, Value
+
+    found = distinct({name: list(paragraphs(name)) for name in LIBRARIES})
+    count = min(PARAGRAPHS, *map(len, found.values()))
+    features = Features({"text": Value("string"), "label": ClassLabel(names=list(LIBRARIES))})
+    rows = [
+        (int(hashlib.sha256(text.encode()).hexdigest()[:8], 16), text, label)
+        for label, name in enumerate(LIBRARIES)
+        for text in found[name][:count]
+    ]
+    splits = {
+        "train": sorted(row for row in rows if row[0] % 5),
+        "test": sorted(row for row in rows if row[0] % 5 == 0),
+    }
+    return {
+        split: Dataset.from_dict(
+            {"text": [row[1] for row in chosen], "label": [row[2] for row in chosen]},
+            features=features,
+        )
+        for split, chosen in splits.items()
+    }
+
+
+def distinct(found: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Each text once, and none that two labels share; case and numbers make no difference."""
+
+    def plain(text: str) -> str:
+        return re.sub(r"\d+", "0", text.lower())
+
+    owners = collections.defaultdict(set)
+    for label, texts in found.items():
+        for text in texts:
+            owners[plain(text)].add(label)
+    return {
+        label: list({plain(text): text for text in texts if len(owners[plain(text)]) == 1}.values())
+        for label, texts in found.items()
+    }
+
+
+def paragraphs(library: str, files: int = FILES) -> Iterator[str]:
+    """Paragraphs of 8 to 120 words out of a library's docstrings, without examples."""
+    spec = importlib.util.find_spec(library)  # finds, does not import
+    if spec is None or not spec.submodule_search_locations:
+        raise InputError(f"the library {library} is not installed; name your own data with --text")
+    root = Path(spec.submodule_search_locations[0])
+    sources = [
+        path
+        for path in root.rglob("*.py")
+        if not {"tests", "testing", "_vendor", "externals"} & set(path.relative_to(root).parts)
+    ]
+    # By hash: a bounded number of files spread over the whole library, the same on every machine.
+    sources.sort(
+        key=lambda path: hashlib.sha256(path.relative_to(root).as_posix().encode()).digest()
+    )
+    for path in sources[:files]:
+        if path.stat().st_size > 300_000:
+            continue
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # other people's invalid escapes
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                continue
+            for part in re.split(r"\n\s*\n", inspect.cleandoc(ast.get_docstring(node) or "")):
+                text = " ".join(part.split())
+                if ">>>" not in text and 8 <= len(text.split()) <= 120:
+                    yield text

@@ -1,0 +1,130 @@
+"""Independent jobs over independent single-thread processes.
+
+Each worker is a fresh process that pays its imports once and then takes one job after another. A
+worker that dies takes only the job it held with it; a parent that dies takes its workers along.
+"""
+
+import multiprocessing
+import os
+import signal
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+Work = Callable[[Any, Any], Any]  # (settings, job) -> result; a module-level function
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a job has no result: one line, and the traceback where there is one."""
+
+    why: str
+    traceback: str = ""
+
+
+class _Worker:
+    def __init__(self, work: Work, settings: Any, fatal: type[Exception]) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, other = context.Pipe()
+        arguments = (work, settings, fatal, other)
+        self.process = context.Process(target=_serve, args=arguments, daemon=True)
+        self.process.start()
+        other.close()  # so that a dead worker is seen as the end of its pipe
+        self.job: Any = None
+
+    def give(self, job: Any) -> None:
+        self.job = job
+        self.connection.send(job)
+
+    def result(self) -> Any:
+        try:
+            return self.connection.recv()
+        except (EOFError, OSError):
+            self.process.join()
+            code = self.process.exitcode or 0
+            how = f"signal {-code}" if code < 0 else f"exit code {code}"
+            memory = ", which the system sends when memory runs out" if code == -9 else ""
+            return Failure(f"its process died ({how}{memory})")
+
+    def stop(self) -> None:
+        self.connection.close()
+        self.process.terminate()
+        self.process.join(5)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+
+
+def spread(
+    work: Work,
+    settings: Any,
+    take: Callable[[], Any],
+    size: int,
+    fatal: type[Exception],
+    tick: Callable[[], None] = lambda: None,
+) -> Iterator[tuple[Any, Any]]:
+    """Run jobs on up to `size` processes; yield each with its result or `Failure` as it ends.
+
+    `take()` gives the next job, or None when none is ready now: it is asked again after every job
+    that ends, so that jobs may wait for others. `tick()` is called a few times a second. Leaving
+    the loop in any way ends every process. A job that raises `fatal` stops all the others, and
+    the exception is raised here.
+    """
+    workers: list[_Worker] = []
+    try:
+        while True:
+            while any(worker.job is None for worker in workers) or len(workers) < size:
+                job = take()
+                if job is None:
+                    break
+                idle = next((worker for worker in workers if worker.job is None), None)
+                if idle is None:
+                    idle = _Worker(work, settings, fatal)
+                    workers.append(idle)
+                idle.give(job)
+            busy = {worker.connection: worker for worker in workers if worker.job is not None}
+            if not busy:
+                return
+            for connection in wait(list(busy), timeout=0.25):
+                worker = busy[connection]  # type: ignore[index]
+                job, worker.job = worker.job, None
+                result = worker.result()
+                if not worker.process.is_alive():
+                    workers.remove(worker)
+                    worker.stop()
+                if isinstance(result, fatal):
+                    raise result
+                yield job, result
+            tick()
+    finally:
+        for worker in workers:
+            worker.stop()
+
+
+def _serve(work: Work, settings: Any, fatal: type[Exception], connection: Connection) -> None:
+    """The life of a worker: jobs in, results out, until the pipe ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    while True:
+        try:
+            job = connection.recv()
+        except EOFError:
+            return
+        try:
+            result = work(settings, job)
+        except fatal as error:
+            result = error
+        except Exception as error:
+            result = Failure(f"{type(error).__name__}: {error}", traceback.format_exc())
+        connection.send(result)
+
+
+def _leave_with_parent() -> None:
+    """No orphans: end at once when the parent is gone, however it went."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
