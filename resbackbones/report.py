@@ -56,7 +56,9 @@ class Record:
     """One arm of one experiment: what was measured, on what, how often and by which command.
 
     `values[i]` and `seconds[i]` (training time) belong to `seeds[i]`; `sd` has ddof 1 and is None
-    for a single seed; `baseline` is `{"name", "value"}` on the same split, or None.
+    for a single seed; `baseline` is `{"name", "value"}` on the same split, or None. `held_out` are
+    the rows of the train split that served as the validation split, where the data came with none;
+    `skipped` counts the damaged items left out.
     """
 
     task: str
@@ -78,6 +80,8 @@ class Record:
     versions: dict[str, str]
     commit: str | None
     command: str
+    held_out: list[int] = field(default_factory=list)
+    skipped: int = 0
 
 
 def result_record(
@@ -95,6 +99,8 @@ def result_record(
     baseline: tuple[str, float] | Mapping[str, Any] | None = None,
     split: str = "test",
     higher_is_better: bool = True,
+    held_out: Sequence[int] = (),
+    skipped: int = 0,
 ) -> Record:
     """Fill in what a record can find out by itself: mean, sd, hardware, versions, commit, command.
 
@@ -132,6 +138,8 @@ def result_record(
         versions=versions(),
         commit=commit(),
         command=command(),
+        held_out=[int(row) for row in held_out],
+        skipped=skipped,
     )
 
 
@@ -150,6 +158,8 @@ def write_record(record: Record, path: str | Path) -> Path:
     """Write one record as JSON, whole or not at all."""
     path = Path(path)
     text = json.dumps(dataclasses.asdict(record), indent=2, allow_nan=False) + "\n"
+    # A list of numbers reads, and compares, better on one line.
+    text = re.sub(r"\[\s+([^\[\]{}\"]*?)\s+\]", lambda m: f"[{' '.join(m[1].split())}]", text)
     scratch = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

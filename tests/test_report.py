@@ -32,7 +32,7 @@ def record(**changes):
 def test_a_record_has_the_agreed_fields_in_order():
     names = (
         "task dataset protocol split arm metric higher_is_better seeds values mean sd baseline "
-        "parameters macs seconds hardware versions commit command"
+        "parameters macs seconds hardware versions commit command held_out skipped"
     )
     assert [entry.name for entry in dataclasses.fields(report.Record)] == names.split()
 

@@ -107,6 +107,7 @@ SPECS: dict[str, BackboneSpec] = {
     "resnet56": _cifar(56),
     "resnet110": _cifar(110),
     "resnet1202": _cifar(1202),
+    "wrn_10_4": _wide(10, 4),
     "wrn_28_10": _wide(28, 10),
     "wrn_40_4": _wide(40, 4),
     "resnet18_small": replace(_basic(2, 2, 2, 2), stem=Stem(64)),

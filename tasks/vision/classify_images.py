@@ -1,0 +1,168 @@
+"""Train a residual image classifier on your images.
+
+    python -m tasks.vision.classify_images --data ../shared/data/cifar10_jpeg --seeds 0 1 2 --record
+
+--data is a folder of class folders, a Parquet file or folder, a hub id, or a folder written by
+`save_to_disk`. Without a validation split, 10 % of the training rows are held out for it; the test
+split is read once, at the end. Small images (up to 64 pixels) want a net with a small stem, as
+resnet20 or resnet18_small; larger ones resnet18, resnet50, … with --image-size 224.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch.nn.functional import adaptive_avg_pool2d
+
+from resbackbones import train
+from resbackbones.sources import Source, open_splits
+from resbackbones.vision import (
+    Augment,
+    ImageItems,
+    ResidualForImageClassification,
+    ResidualImageProcessor,
+)
+from tasks._run import Run, conclude, run, run_folder
+
+
+@dataclass(frozen=True)
+class Config:
+    data: str
+    """Your images: a folder of class folders, a Parquet file or folder, or a hub id."""
+    name: str | None = None
+    """What to call the data in the table and the record (their folder's name)."""
+    spec: str = "resnet20"
+    """A net in resbackbones.SPECS with dims=2."""
+    skip: Literal["identity", "none"] = "identity"
+    """"none" trains the plain control: the same net without its skips."""
+    channels: Literal[1, 3] = 3
+    """3 for colour, 1 for grey."""
+    image_size: int | None = None
+    """Bring images to this height and width in pixels (they keep their own size)."""
+    image_column: str | None = None
+    """The column of the images (found by its type)."""
+    label_column: str | None = None
+    """The column of the labels (found by its name)."""
+    seeds: tuple[int, ...] = (0,)
+    """One training a seed."""
+    epochs: int = 24
+    """Passes over the training rows."""
+    batch_size: int = 128
+    """Images a step."""
+    learning_rate: float = 0.2
+    """Peak of the one-cycle schedule of SGD with Nesterov momentum 0.9."""
+    weight_decay: float = 5e-4
+    """On weights, not on norms and biases."""
+    label_smoothing: float = 0.1
+    """Share of each label spread over all classes."""
+    on_bad: Literal["error", "skip"] = "error"
+    """A damaged image stops the run, or is left out and counted."""
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    """Where the images are kept and augmented; the net trains on the GPU if there is one."""
+    output: Path | None = None
+    """Folder for models, logs and curves (runs/classify_images/<time>)."""
+    resume: bool = False
+    """Go on with --output, or with the newest run."""
+    record: bool = False
+    """Write the result to results/classify_images/."""
+
+
+def main(config: Config) -> None:
+    folder = run_folder("classify_images", config.output, config.resume)
+    columns = {"input": config.image_column, "label": config.label_column}
+    splits = open_splits(config.data, {k: v for k, v in columns.items() if v}, kind="image")
+    size = config.image_size and {"height": config.image_size, "width": config.image_size}
+    processor = ResidualImageProcessor(num_channels=config.channels, size=size)
+    labels = splits.train.labels
+
+    def items(source: Source) -> ImageItems:
+        return ImageItems(source, processor, on_bad=config.on_bad, device=config.device)
+
+    training, validation = items(splits.train), items(splits.validation)
+    test = items(splits.test) if splits.test is not None else validation
+    simple = baseline(training, test)
+    side = training[0]["pixel_values"].shape[-1]
+    # A shift of an eighth of the image, as is usual for CIFAR (He et al. 2015, section 4.2).
+    training.augment = Augment(flip=True, shift=side // 8)
+
+    runs = []
+    for seed in config.seeds:
+        torch.manual_seed(seed)
+        training.seed = seed
+        model = ResidualForImageClassification.build(
+            config.spec,
+            labels=labels,
+            processor=processor,
+            in_channels=config.channels,
+            skip=config.skip,
+        )
+        options = train.Options(
+            output=folder / f"seed-{seed}",
+            epochs=config.epochs,
+            batch_size=config.batch_size,
+            optimizer="sgd",
+            schedule="one_cycle",
+            learning_rate=config.learning_rate,
+            weight_decay=config.weight_decay,
+            label_smoothing=config.label_smoothing,
+            seed=seed,
+            resume=config.resume,
+        )
+        result = train.fit(model, training, validation, options)
+        runs.append(Run(seed, train.evaluate(model, test), result.seconds))
+        model.save_pretrained(folder / f"seed-{seed}" / "model")
+
+    conclude(
+        task="classify_images",
+        dataset=config.name or Path(config.data).name,
+        splits=splits,
+        arm=config.spec if config.skip == "identity" else f"{config.spec}-plain",
+        model=model,
+        example={"pixel_values": test[0]["pixel_values"].unsqueeze(0)},
+        runs=runs,
+        baseline=simple,
+        folder=folder,
+        use=USE.format(model=folder / f"seed-{config.seeds[0]}" / "model"),
+        record=config.record,
+        skipped=[*training.skipped, *validation.skipped, *test.skipped],
+    )
+
+
+def baseline(training: ImageItems, test: ImageItems) -> tuple[str, dict[str, float]]:
+    """Whitened principal components of the pixels, 1,000 RBF features (Nystroem), ridge."""
+    from sklearn.decomposition import PCA
+    from sklearn.kernel_approximation import Nystroem
+    from sklearn.linear_model import RidgeClassifier
+    from sklearn.metrics import accuracy_score, f1_score
+    from sklearn.pipeline import make_pipeline
+
+    def pixels(items: ImageItems) -> Any:
+        rows = torch.arange(len(items)).split(1000)
+        batches = [items.__getitems__(some.tolist())["pixel_values"] for some in rows]
+        return torch.cat([adaptive_avg_pool2d(b, 32).flatten(1) for b in batches]).cpu().numpy()
+
+    x, y = pixels(training), training.labels.cpu().numpy()
+    components = min(128, *x.shape)
+    model = make_pipeline(
+        PCA(components, whiten=True, random_state=0),
+        Nystroem(n_components=min(1000, len(x)), random_state=0),
+        RidgeClassifier(),
+    ).fit(x, y)
+    predicted, expected = model.predict(pixels(test)), test.labels.cpu().numpy()
+    return "PCA + RBF features + ridge", {
+        "accuracy": accuracy_score(expected, predicted),
+        "macro_f1": f1_score(expected, predicted, average="macro"),
+    }
+
+
+USE = """
+import PIL.Image, transformers
+import resbackbones.vision
+
+classify = transformers.pipeline("image-classification", model="{model}")
+print(classify(PIL.Image.open("image.png"), top_k=3))
+"""
+
+if __name__ == "__main__":
+    run(main, Config)

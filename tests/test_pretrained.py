@@ -1,0 +1,242 @@
+"""What transformers would do to a residual net behind our back, and that it does not.
+
+Each trap has a test that fails when its guard is taken away.
+"""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from torch.nn import functional
+
+import resbackbones as rb
+from resbackbones import pretrained
+from resbackbones.core.heads import Head
+from resbackbones.vision import ResidualForImageClassification, ResidualVisionConfig
+
+LABELS = ("cat", "dog", "owl")
+
+
+def small(**changes) -> ResidualForImageClassification:
+    torch.manual_seed(0)
+    return ResidualForImageClassification.build("resnet20", labels=LABELS, **changes)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    small().save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_save_and_load_give_the_same_bits(saved: Path) -> None:
+    model = small().eval()
+    loaded = ResidualForImageClassification.from_pretrained(saved)
+    assert not loaded.training
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, loaded.state_dict()[name]), name
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(model(x).logits, loaded(x).logits)
+    assert loaded.config.id2label == dict(enumerate(LABELS))
+    assert loaded.processor.to_dict() == model.processor.to_dict()
+
+
+def test_t1_accumulated_gradients_are_those_of_the_whole_batch(tmp_path: Path) -> None:
+    x, labels = torch.randn(8, 3, 8, 8), torch.arange(8) % 3
+    rows = [{"pixel_values": a, "labels": b} for a, b in zip(x, labels, strict=True)]
+
+    def trained(**options) -> torch.Tensor:
+        model = small(norm="layer")  # batch statistics would differ between the halves
+        arguments = transformers.TrainingArguments(
+            output_dir=str(tmp_path), max_steps=1, learning_rate=1.0, optim="sgd", use_cpu=True,
+            lr_scheduler_type="constant", max_grad_norm=0, report_to="none", disable_tqdm=True,
+            save_strategy="no", **options,
+        )  # fmt: skip
+        transformers.Trainer(model, arguments, train_dataset=rows).train()
+        return model.head.linear.weight.detach()
+
+    whole = trained(per_device_train_batch_size=8)
+    halves = trained(per_device_train_batch_size=4, gradient_accumulation_steps=2)
+    torch.testing.assert_close(halves, whole)
+
+
+def test_t2_and_t7_names_that_transformers_reads() -> None:
+    assert "resnet" not in ResidualVisionConfig.model_type
+    assert "ForImageClassification" in ResidualForImageClassification.__name__
+
+
+def test_t3_norms_stay_stock_modules() -> None:
+    norms = [m for m in small().modules() if "BatchNorm" in type(m).__name__]
+    assert norms and {type(m) for m in norms} == {torch.nn.BatchNorm2d}
+
+
+def test_t4_initial_weights_are_the_specs() -> None:
+    model = small()
+    torch.manual_seed(0)
+    bare = rb.backbone("resnet20")
+    for name, tensor in bare.state_dict().items():
+        assert torch.equal(tensor, model.backbone.state_dict()[name]), name
+
+
+def test_t5_nothing_is_left_out_of_a_checkpoint() -> None:
+    model = small(branch_scale="layerscale", attention="se", norm="group")
+    assert set(dict(model.named_buffers())) <= set(model.state_dict())
+
+
+def test_t5_a_missing_weight_is_refused(saved: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(saved / "model.safetensors")
+    del weights["backbone.stem.convolutions.0.conv.weight"]
+    save_file(weights, saved / "model.safetensors", {"format": "pt"})
+    with pytest.raises(rb.InputError, match=r"lacks backbone\.stem\.convolutions"):
+        ResidualForImageClassification.from_pretrained(saved)
+
+
+def test_t5_a_new_head_is_drawn(saved: Path) -> None:
+    old = small()
+    new = ResidualForImageClassification.from_pretrained(
+        saved, num_labels=5, ignore_mismatched_sizes=True
+    )
+    assert torch.equal(
+        old.backbone.stem.convolutions[0].conv.weight, new.backbone.stem.convolutions[0].conv.weight
+    )
+    weight = new.head.linear.weight  # torch's own: uniform up to 1 / sqrt(64)
+    assert weight.shape == (5, 64) and 0.9 / 8 < weight.abs().max() <= 1 / 8
+    assert len(new.config.id2label) == 5
+
+
+def test_t6_no_front_end_inside_the_model() -> None:
+    assert not any("torchaudio" in type(m).__module__ for m in small().modules())
+
+
+def test_t8_soft_labels_are_shares_of_classes() -> None:
+    model = small().eval()
+    x = torch.randn(4, 3, 8, 8)
+    hard = torch.tensor([0, 1, 2, 1])
+    soft = functional.one_hot(hard, 3).float()
+    expected = functional.cross_entropy(model(x).logits, hard)
+    torch.testing.assert_close(model(x, hard).loss, expected)
+    torch.testing.assert_close(model(x, soft).loss, expected)
+    mixed = model(x, (soft + soft.flip(0)) / 2).loss
+    parts = [functional.cross_entropy(model(x).logits, t) for t in (hard, hard.flip(0))]
+    torch.testing.assert_close(mixed, sum(parts) / 2)
+
+
+def test_label_smoothing_is_for_training_alone() -> None:
+    model = small()
+    model.label_smoothing = 0.3
+    logits, labels = torch.randn(4, 3), torch.tensor([0, 1, 2, 1])
+    smooth = functional.cross_entropy(logits, labels, label_smoothing=0.3)
+    assert torch.equal(model.train().loss(logits, labels), smooth)
+    assert torch.equal(model.eval().loss(logits, labels), functional.cross_entropy(logits, labels))
+    assert model.loss(logits, None) is None
+
+
+def test_metrics() -> None:
+    logits = np.log(np.array([[0.7, 0.2, 0.1], [0.2, 0.5, 0.3], [0.4, 0.5, 0.1]]))
+    found = ResidualForImageClassification.compute_metrics(logits, np.array([0, 1, 2]))
+    assert found["accuracy"] == pytest.approx(2 / 3)
+    assert found["macro_f1"] == pytest.approx((1 + 2 / 3 + 0) / 3)
+    assert found["loss"] == pytest.approx(-np.log([0.7, 0.5, 0.1]).mean())
+
+
+@pytest.mark.parametrize("pooling", ["mean", "max", "mean_max"])
+def test_heads(pooling: str) -> None:
+    model = small(head={"pooling": pooling, "bias": False}).eval()
+    width = 128 if pooling == "mean_max" else 64
+    assert model.head.linear.weight.shape == (3, width) and model.head.linear.bias is None
+    feature = model.backbone(torch.zeros(2, 3, 16, 16) + torch.randn(2, 3, 1, 1))[-1]
+    parts = {"mean": feature.mean((2, 3)), "max": feature.amax((2, 3))}
+    pooled = torch.cat([parts[name] for name in pooling.split("_")], 1)
+    torch.testing.assert_close(model.head(feature), pooled @ model.head.linear.weight.T)
+
+
+def test_a_configuration_is_plain_json(saved: Path) -> None:
+    config = json.loads((saved / "config.json").read_text())
+    assert rb.BackboneSpec.from_dict(config["spec"]) == rb.SPECS["resnet20"]
+    assert Head.of(config["head"]) == Head()
+    with pytest.raises(rb.InputError, match="no spec"):
+        _ = ResidualVisionConfig().backbone_spec
+
+
+def test_a_misspelt_field_in_a_configuration_is_refused(saved: Path) -> None:
+    path = saved / "config.json"
+    path.write_text(path.read_text().replace('"shortcut"', '"shortcuts"'))
+    with pytest.raises(rb.InputError, match="did you mean 'shortcut"):
+        ResidualForImageClassification.from_pretrained(saved)
+
+
+def test_a_checkpoint_of_another_shape_is_refused(saved: Path) -> None:
+    with pytest.raises(rb.InputError, match=r"has shape \(3,\) where this model needs \(5,\)"):
+        ResidualForImageClassification.from_pretrained(saved, num_labels=5)
+    with pytest.raises(rb.InputError, match="lacks backbone"):
+        ResidualForImageClassification.from_pretrained(
+            saved, config=ResidualForImageClassification.build("resnet32", num_labels=3).config
+        )
+    with pytest.raises(rb.InputError, match="has backbone"):
+        ResidualForImageClassification.from_pretrained(
+            saved,
+            config=ResidualForImageClassification.build(
+                rb.BackboneSpec(rb.SPECS["resnet20"].stages[:2], stem=rb.Stem(16), shortcut="pad"),
+                num_labels=3,
+            ).config,
+            ignore_mismatched_sizes=True,
+        )
+
+
+def test_what_is_no_model_is_refused(saved: Path, tmp_path: Path) -> None:
+    load = ResidualForImageClassification.from_pretrained
+    with pytest.raises(rb.InputError, match="there is no folder"):
+        load(tmp_path / "nowhere")
+    with pytest.raises(rb.InputError, match="there is no folder"):
+        load("./nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(rb.InputError, match=r"no config\.json"):
+        load(tmp_path / "empty")
+    shutil.move(saved / "model.safetensors", saved / "weights.safetensors.gone")
+    with pytest.raises(rb.InputError, match="holds no weights"):
+        load(saved)
+    torch.save({}, saved / "pytorch_model.bin")
+    with pytest.raises(rb.InputError, match=r"only a pickle \(pytorch_model\.bin\)"):
+        load(saved)
+    (saved / "model.safetensors").write_bytes(b"torn")
+    with pytest.raises(rb.InputError, match="cannot load"):
+        load(saved)
+
+
+def test_an_unwritable_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(rb.InputError, match=re.escape(str(tmp_path / "file"))):
+        small().save_pretrained(tmp_path / "file" / "model")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({}, "give num_labels=, or labels="),
+        ({"num_labels": 1}, "1 class cannot be told apart"),
+        ({"num_labels": 3, "labels": ["a", "b"]}, "num_labels=3 contradicts labels"),
+        ({"labels": ["a", "b", "a"]}, "'a' occurs twice"),
+        ({"num_labels": 2, "dims": 1}, "needs a spec with dims=2"),
+        ({"num_labels": 2, "skipp": "none"}, "did you mean 'skip'"),
+        ({"num_labels": 2, "head": {"poling": "max"}}, "did you mean 'pooling'"),
+        ({"num_labels": 2, "head": {"pooling": "median"}}, "pooling='median' is not known"),
+        ({"num_labels": 2, "head": {"dropout": 1.0}}, "from 0 to below 1"),
+    ],
+)
+def test_wrong_builds_are_refused(arguments: dict, sentence: str) -> None:
+    with pytest.raises(rb.InputError, match=sentence):
+        ResidualForImageClassification.build("resnet20", **arguments)
+
+
+def test_a_model_round_trips_through_the_auto_classes(saved: Path) -> None:
+    assert type(transformers.AutoConfig.from_pretrained(saved)) is ResidualVisionConfig
+    model = transformers.AutoModelForImageClassification.from_pretrained(saved)
+    assert type(model) is ResidualForImageClassification
+    assert model.processor is not None
+    assert pretrained.ResidualConfig.model_type != ResidualVisionConfig.model_type
