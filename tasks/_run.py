@@ -27,8 +27,17 @@ def run(main: Callable[[C], None], config: type[C], arguments: Sequence[str] | N
 
     Bad input is one line on standard error and exit code 2, without a traceback.
     """
-    description = inspect.getdoc(inspect.getmodule(main)) or ""
-    given = tyro.cli(config, description=description, args=arguments)
+    from transformers.utils import logging
+
+    module = inspect.getmodule(main)
+    name = module.__spec__.name if module is not None and module.__spec__ else None
+    given = tyro.cli(
+        config,
+        prog=name and f"python -m {name}",
+        description=inspect.getdoc(module) or "",
+        args=arguments,
+    )
+    logging.disable_progress_bar()  # of saving and loading a small file
     # "category: message" says all a reader of a recipe needs, without a line of library code.
     warnings.formatwarning = lambda message, *_: f"warning: {textwrap.fill(str(message), 100)}\n"
     try:
