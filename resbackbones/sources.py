@@ -180,6 +180,16 @@ def open_splits(
     opened = _open(where, kind)
     train = _source(opened, "train", columns, kind)
     counts = torch.bincount(train.label_ids(), minlength=len(train.labels))
+    if (classes := int((counts > 0).sum())) < 2:
+        raise InputError(
+            f"{train.name} has items of one class only ({train.labels[int(counts.argmax())]!r}); "
+            "expected two or more to tell apart"
+        )
+    if train_limit is not None and train_limit < classes:
+        raise InputError(
+            f"a limit of {train_limit} training rows leaves some of the {classes} classes of "
+            f"{train.name} without an item; use {classes} or more"
+        )
 
     def other(split: str) -> Source:
         told = dict(train.columns)
@@ -212,11 +222,6 @@ def open_splits(
         validation, train = train.select(rows), train.select(rest.nonzero().squeeze(1))
         held_out = tuple(rows.tolist())
     if train_limit is not None:
-        if train_limit < (classes := int((counts > 0).sum())):
-            raise InputError(
-                f"a limit of {train_limit} training rows leaves some of the {classes} classes of "
-                f"{train.name} without an item; use {classes} or more"
-            )
         train = train.select(_stratified(train.label_ids(), train_limit))
     return Splits(train, validation, test, held_out)
 
@@ -421,9 +426,9 @@ def _open(where: Any, kind: str | None) -> _Opened:
         with _one_sentence(path):
             saved = datasets.load_from_disk(path)
         return replace(_open(saved, kind), name=str(path), folder=path)
-    if files := _data_files(path):
-        return _open_files(path, files)
-    return _open_folders(path, kind)
+    with _one_sentence(path):
+        files = _data_files(path)
+    return _open_files(path, files) if files else _open_folders(path, kind)
 
 
 def _data_files(root: Path) -> dict[str, list[Path]]:

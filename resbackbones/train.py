@@ -58,6 +58,7 @@ OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
 }
 # Schedule -> the share of the updates its rise takes unless told otherwise.
 WARMUP = {"cosine": 0.05, "one_cycle": 0.3, "linear": 0.05, "constant": 0.0}
+FEW = 50  # updates after which no net need have learnt anything
 
 Schedule: TypeAlias = Literal["cosine", "one_cycle", "linear", "constant"]
 Precision: TypeAlias = Literal["auto", "float32", "bfloat16"]
@@ -141,7 +142,7 @@ class Options:
     workers: int = 0
     """Processes that fetch batches (0: items in memory need none)."""
     chance_share: float = 0.5
-    """Warn if a classifier still guesses after this share of the updates."""
+    """Warn if a classifier still guesses after this share of the updates (and 50 of them)."""
     progress: bool = True
     """Show a progress bar and a line an epoch."""
 
@@ -345,6 +346,8 @@ class _Trainer(Trainer):
         self.remove_callback(PrinterCallback)
         # By default any forward with **kwargs passes for one that divides by the update's items.
         self.model_accepts_loss_kwargs = getattr(run.model, "accepts_loss_kwargs", False)
+        # There is nothing to free yet, and looking for garbage takes 0.3 s.
+        self.accelerator.free_memory = lambda *_: []
         run.begin(self)
 
     def get_train_dataloader(self) -> DataLoader:
@@ -396,13 +399,15 @@ class _Trainer(Trainer):
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 os.replace(written, folder / written.name)
-        # Each part of a checkpoint has its own way to say that the disk is full.
         except (OSError, RuntimeError, SafetensorError, InputError) as error:
-            kept = f"{older[-1]} is kept" if older else "there is none before it"
+            cause = error.__cause__ or error
+            # torch says it of a full disk; other runtime errors are no matter of writing.
+            if isinstance(cause, RuntimeError) and "inline_container" not in str(cause):
+                raise
+            kept = f"{older[-1].name} is kept" if older else "there is none before it"
             raise InputError(
-                f"cannot write the checkpoint of step {step} to {folder} "
-                f"({_reason(error.__cause__ or error)}); make room there, then resume the run "
-                f"({kept})"
+                f"cannot write the checkpoint of step {step} to {folder} ({_reason(cause)}); make "
+                f"room there, then resume the run ({kept})"
             ) from error
         finally:
             if self.args.should_save:
@@ -621,7 +626,7 @@ class _Run(TrainerCallback):
         before, seen = self.seen
         self.seen = step, self.loss(step) if step > before else seen
         chance = _chance(self.model)
-        late = math.ceil(self.options.chance_share * self.steps)
+        late = max(FEW, math.ceil(self.options.chance_share * self.steps))
         if chance is not None and before < late <= step:
             loss = (self.seen[1] - seen) / (step - before)
             if loss > 0.99 * chance:
@@ -808,7 +813,7 @@ def _count(dataset: Any, purpose: str) -> int:
 
 
 def _no_labels(kind: str, batch: Mapping[str, Any]) -> str:
-    return f"an {kind} item has no labels, only {', '.join(batch)}; give each item a label"
+    return f"{kind} items have no labels, only {', '.join(batch)}; give each item a label"
 
 
 # Optimizer and schedule
@@ -967,7 +972,7 @@ def _writing(folder: Path) -> Iterator[None]:
 
 
 def _reason(error: BaseException) -> str:
-    return (getattr(error, "strerror", None) or str(error)).splitlines()[0]
+    return str(getattr(error, "strerror", None) or error).splitlines()[0].replace(". ", ": ")
 
 
 def _duration(seconds: float) -> str:

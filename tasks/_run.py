@@ -27,6 +27,7 @@ def run(main: Callable[[C], None], config: type[C], arguments: Sequence[str] | N
 
     Bad input is one line on standard error and exit code 2, without a traceback.
     """
+    import datasets
     from transformers.utils import logging
 
     module = inspect.getmodule(main)
@@ -38,6 +39,8 @@ def run(main: Callable[[C], None], config: type[C], arguments: Sequence[str] | N
         args=arguments,
     )
     logging.disable_progress_bar()  # of saving and loading a small file
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()  # in a log they are noise
     # "category: message" says all a reader of a recipe needs, without a line of library code.
     warnings.formatwarning = lambda message, *_: f"warning: {textwrap.fill(str(message), 100)}\n"
     try:

@@ -46,6 +46,7 @@ def test_save_and_load_give_the_same_bits(saved: Path) -> None:
 
 
 def test_t1_accumulated_gradients_are_those_of_the_whole_batch(tmp_path: Path) -> None:
+    torch.manual_seed(0)
     x, labels = torch.randn(8, 3, 8, 8), torch.arange(8) % 3
     rows = [{"pixel_values": a, "labels": b} for a, b in zip(x, labels, strict=True)]
 
@@ -61,7 +62,7 @@ def test_t1_accumulated_gradients_are_those_of_the_whole_batch(tmp_path: Path) -
 
     whole = trained(per_device_train_batch_size=8)
     halves = trained(per_device_train_batch_size=4, gradient_accumulation_steps=2)
-    torch.testing.assert_close(halves, whole)
+    torch.testing.assert_close(halves, whole, rtol=1e-3, atol=1e-4)  # the trap is a factor of two
 
 
 def test_t2_and_t7_names_that_transformers_reads() -> None:

@@ -265,8 +265,8 @@ def open_image(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     where = io.BytesIO(value["bytes"]) if value.get("bytes") is not None else value["path"]
-    image = PIL.Image.open(where)
-    image.load()  # a truncated file fails here, not later
+    with PIL.Image.open(where) as image:
+        image.load()  # a truncated file fails here, not later
     return image
 
 

@@ -9,7 +9,8 @@ split is read once, at the end. Small images (up to 64 pixels) want a net with a
 wrn_10_4, resnet20 or resnet18_small; larger ones resnet18, resnet50, … with --image-size 224.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +18,8 @@ import torch
 from torch.nn.functional import adaptive_avg_pool2d
 
 from resbackbones import train
-from resbackbones.sources import Source, open_splits
+from resbackbones.core.spec import resolve
+from resbackbones.sources import open_splits
 from resbackbones.vision import (
     Augment,
     ImageItems,
@@ -51,7 +53,7 @@ class Config:
     """Passes over the training rows."""
     batch_size: int = 128
     """Images a step."""
-    learning_rate: float = 0.2
+    learning_rate: float = 0.1
     """Peak of the one-cycle schedule of SGD with Nesterov momentum 0.9."""
     weight_decay: float = 5e-4
     """On weights, not on norms and biases."""
@@ -70,49 +72,48 @@ class Config:
 
 
 def main(config: Config) -> None:
-    folder = run_folder("classify_images", config.output, config.resume)
-    columns = {"input": config.image_column, "label": config.label_column}
-    splits = open_splits(config.data, {k: v for k, v in columns.items() if v}, kind="image")
+    spec = resolve(config.spec, in_channels=config.channels, skip=config.skip)
+    options = train.Options(
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        optimizer="sgd",
+        schedule="one_cycle",
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        label_smoothing=config.label_smoothing,
+        resume=config.resume,
+    )
     size = config.image_size and {"height": config.image_size, "width": config.image_size}
     processor = ResidualImageProcessor(num_channels=config.channels, size=size)
-    labels = splits.train.labels
+    folder = run_folder("classify_images", config.output, config.resume)
 
-    def items(source: Source) -> ImageItems:
-        return ImageItems(source, processor, on_bad=config.on_bad, device=config.device)
-
-    training, validation = items(splits.train), items(splits.validation)
-    test = items(splits.test) if splits.test is not None else validation
+    columns = {"input": config.image_column, "label": config.label_column}
+    splits = open_splits(config.data, columns, kind="image")
+    build = partial(
+        ResidualForImageClassification.build,
+        spec,
+        labels=splits.train.labels,
+        processor=processor,
+    )
+    build()  # what does not fit together is told before the images are read
+    training, validation, test = (
+        ImageItems(source, processor, on_bad=config.on_bad, device=config.device)
+        for source in (splits.train, splits.validation, splits.test or splits.validation)
+    )
     simple = baseline(training, test)
-    side = training[0]["pixel_values"].shape[-1]
     # A shift of an eighth of the image, as is usual for CIFAR (He et al. 2015, section 4.2).
+    side = training[0]["pixel_values"].shape[-1]
     training.augment = Augment(flip=True, shift=side // 8)
 
     runs = []
     for seed in config.seeds:
         torch.manual_seed(seed)
         training.seed = seed
-        model = ResidualForImageClassification.build(
-            config.spec,
-            labels=labels,
-            processor=processor,
-            in_channels=config.channels,
-            skip=config.skip,
-        )
-        options = train.Options(
-            output=folder / f"seed-{seed}",
-            epochs=config.epochs,
-            batch_size=config.batch_size,
-            optimizer="sgd",
-            schedule="one_cycle",
-            learning_rate=config.learning_rate,
-            weight_decay=config.weight_decay,
-            label_smoothing=config.label_smoothing,
-            seed=seed,
-            resume=config.resume,
-        )
-        result = train.fit(model, training, validation, options)
+        model = build()
+        place = folder / f"seed-{seed}"
+        result = train.fit(model, training, validation, replace(options, output=place, seed=seed))
         runs.append(Run(seed, train.evaluate(model, test), result.seconds))
-        model.save_pretrained(folder / f"seed-{seed}" / "model")
+        model.save_pretrained(place / "model")
 
     conclude(
         task="classify_images",

@@ -126,7 +126,7 @@ def test_damaged_images_are_named_or_skipped(memory: int) -> None:
         items.__getitems__(range(12))
     items = ImageItems(source, GREY, on_bad="skip", memory=memory)
     batch = items.__getitems__(range(len(items)))
-    assert len(items.skipped) == 2 and "row 4" in items.skipped[0]
+    assert len(items.skipped) == 2 and "row 4" in min(items.skipped)
     assert batch["pixel_values"].isfinite().all()
     if memory:
         assert len(items) == 10 and items.rows == [0, 1, 2, 3, 5, 7, 8, 9, 10, 11]
