@@ -110,6 +110,8 @@ SPECS: dict[str, BackboneSpec] = {
     "wrn_10_4": _wide(10, 4),
     "wrn_28_10": _wide(28, 10),
     "wrn_40_4": _wide(40, 4),
+    # Ours, for small images in little time: 16 x 16 positions from the first block on.
+    "resnet14_small": BackboneSpec(_stages((64, 128, 256), (2, 2, 2)), stem=Stem(64, pool=2)),
     "resnet18_small": replace(_basic(2, 2, 2, 2), stem=Stem(64)),
     "preact_resnet110": replace(_cifar(110), order="pre", stem=_RAW_STEM),
     "quartznet5x5": _quartznet(1),

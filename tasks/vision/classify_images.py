@@ -6,7 +6,7 @@
 --data is a folder of class folders, a Parquet file or folder, a hub id, or a folder written by
 `save_to_disk`. Without a validation split, 10 % of the training rows are held out for it; the test
 split is read once, at the end. Small images (up to 64 pixels) want a net with a small stem, as
-wrn_10_4, resnet20 or resnet18_small; larger ones resnet18, resnet50, … with --image-size 224.
+resnet14_small or resnet18_small; larger ones resnet18, resnet50, … with --image-size 224.
 """
 
 from dataclasses import dataclass, replace
@@ -35,7 +35,7 @@ class Config:
     """Your images: a folder of class folders, a Parquet file or folder, or a hub id."""
     name: str | None = None
     """What to call the data in the table and the record (their folder's name)."""
-    spec: str = "wrn_10_4"
+    spec: str = "resnet14_small"
     """A net in resbackbones.SPECS with dims=2."""
     skip: Literal["identity", "none"] = "identity"
     """"none" trains the plain control: the same net without its skips."""
@@ -49,7 +49,7 @@ class Config:
     """The column of the labels (found by its name)."""
     seeds: tuple[int, ...] = (0,)
     """One training a seed."""
-    epochs: int = 8
+    epochs: int = 11
     """Passes over the training rows."""
     batch_size: int = 128
     """Images a step."""
@@ -57,6 +57,9 @@ class Config:
     """Peak of the one-cycle schedule of SGD with Nesterov momentum 0.9."""
     weight_decay: float = 5e-4
     """On weights, not on norms and biases."""
+    shift: float = 1 / 16
+    """How far training images are moved at most, as a share of their side; with 100 epochs and more
+    1/8 is usual for CIFAR."""
     label_smoothing: float = 0.1
     """Share of each label spread over all classes."""
     on_bad: Literal["error", "skip"] = "error"
@@ -101,9 +104,8 @@ def main(config: Config) -> None:
         for source in (splits.train, splits.validation, splits.test or splits.validation)
     )
     simple = baseline(training, test)
-    # A shift of an eighth of the image, as is usual for CIFAR (He et al. 2015, section 4.2).
     side = training[0]["pixel_values"].shape[-1]
-    training.augment = Augment(flip=True, shift=side // 8)
+    training.augment = Augment(flip=True, shift=round(config.shift * side))
 
     runs = []
     for seed in config.seeds:

@@ -29,6 +29,7 @@ COUNTS = {
     "wrn_10_4": (10, True, 1_198_810),
     "wrn_28_10": (10, True, 36_479_194),
     "wrn_40_4": (10, True, 8_949_210),
+    "resnet14_small": (10, True, 2_777_674),
     "resnet18_small": (10, True, 11_173_962),
     "preact_resnet110": (10, True, 1_727_962),
     "quartznet5x5": (29, True, 6_713_181),
