@@ -64,6 +64,13 @@ def _matchboxnet(blocks: int, repeats: int) -> BackboneSpec:
     )  # fmt: skip
 
 
+# Ours: a spectrogram, 40 mel bands by 101 frames a second, seen as a picture of one channel.
+_MEL_RESNET = BackboneSpec(
+    _stages((32, 64, 128), (2, 2, 2), first_stride=2), in_channels=1, stem=Stem(32, 3, 2),
+    attention="se",
+)  # fmt: skip
+
+
 def _tc_resnet(blocks: int) -> BackboneSpec:
     stages = tuple(Stage(channels, blocks, 2, kernel=9) for channels in (24, 32, 48))
     return BackboneSpec(stages, dims=1, in_channels=40, stem=Stem(16), shortcut_activation=True)
@@ -79,6 +86,12 @@ def _vdcnn(*blocks: int) -> BackboneSpec:
 _DPCNN = BackboneSpec(
     (Stage(250, 1), *(Stage(250, 1, 2),) * 6), dims=1, in_channels=250, norm="none", order="pre",
     stem=Stem(250, activation=False), downsample="max",
+)  # fmt: skip
+
+
+# Ours: two pre-activated blocks on word vectors, 11 words wide.
+_WORD_RESNET = BackboneSpec(
+    (Stage(192, 2),), dims=1, in_channels=128, order="pre", stem=replace(_RAW_STEM, channels=192),
 )  # fmt: skip
 
 
@@ -122,11 +135,13 @@ SPECS: dict[str, BackboneSpec] = {
     "matchboxnet_6x2": _matchboxnet(6, 2),
     "tc_resnet8": _tc_resnet(1),
     "tc_resnet14": _tc_resnet(2),
+    "mel_resnet14": _MEL_RESNET,
     "vdcnn9": _vdcnn(1, 1, 1, 1),
     "vdcnn17": _vdcnn(2, 2, 2, 2),
     "vdcnn29": _vdcnn(5, 5, 2, 2),
     "vdcnn49": _vdcnn(8, 8, 5, 3),
     "dpcnn": _DPCNN,
+    "word_resnet6": _WORD_RESNET,
     "tcn": _tcn(4, 600, 600, 0.45),
     "tcn_char": _tcn(3, 450, 100, 0.1),
 }

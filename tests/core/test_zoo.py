@@ -40,6 +40,8 @@ COUNTS = {
     "matchboxnet_6x2": (30, True, 138_846),
     "tc_resnet8": (12, False, 65_168),
     "tc_resnet14": (12, False, 135_856),
+    "mel_resnet14": (12, True, 701_952 + 12 * 129),
+    "word_resnet6": (0, False, 518_016),
     # Published with a 69-character embedding of 16 numbers, which is not the backbone's.
     "vdcnn9": (0, False, 1_754_768 - 69 * 16),
     "vdcnn17": (0, False, 3_847_568 - 69 * 16),

@@ -1,0 +1,337 @@
+"""From waveforms to features: the one front end every speech model here listens through.
+
+`FrontEnd` is a torch module (batched, on any device); `ResidualFeatureExtractor` puts it into the
+form transformers saves, loads and calls in its pipelines. It is not part of the model: a module
+with constant tables inside a `PreTrainedModel` breaks `from_pretrained`.
+"""
+
+import functools
+import warnings
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import torch
+import torchaudio
+from torch import Tensor, nn
+from transformers import BatchFeature, SequenceFeatureExtractor
+
+from resbackbones.core.ops import valid_mask
+from resbackbones.errors import InputError, nearest
+
+KINDS = ("log_mel", "mfcc")
+NORMALIZATIONS = ("none", "mean", "mean_std")
+FLOOR = 1e-6  # power of a mel band that counts as silence
+STEADY = 0.1  # a feature that varies less than this over a clip is not scaled up by "mean_std"
+
+
+class FrontEnd(nn.Module):
+    """Log-mel energies or MFCC of waveforms, `(B, samples)` to `(B, feature_size, frames)`.
+
+    Frames are centred on samples 0, hop, 2 hop, …, with zeros outside the clip, so a clip of n
+    samples has `1 + n // hop` frames and every one of them is the same in a padded batch and alone
+    (reflecting the ends, the usual default, changes the last two). Energies are
+    `log(1 + power / 1e-6)`: silence is exactly 0, which is also what a convolution pads with.
+
+    Args:
+        kind: "log_mel", or "mfcc" (orthonormal DCT-II of the log-mel energies).
+        feature_size: mel bands, or cepstral coefficients.
+        sampling_rate: of the waveforms, in Hz.
+        n_mels: mel bands under the coefficients of "mfcc"; None means as many as coefficients.
+        window: length of the Hann window in seconds; the FFT is the next power of two.
+        hop: from one frame to the next, in seconds.
+        f_min, f_max: the mel bands' range in Hz; None means up to half the sampling rate.
+        normalize: "none", "mean" (subtract each feature's mean over the clip) or "mean_std" (then
+            divide by its deviation, never by less than 0.1: silence must not become noise).
+
+    Raises:
+        InputError: an unknown kind, or sizes, times or frequencies that do not fit together.
+
+    >>> features, frames = FrontEnd()(torch.zeros(2, 16000), torch.tensor([16000, 1]))
+    >>> tuple(features.shape), frames.tolist()
+    ((2, 40, 101), [101, 1])
+    """
+
+    def __init__(
+        self,
+        kind: str = "log_mel",
+        feature_size: int = 40,
+        sampling_rate: int = 16000,
+        n_mels: int | None = None,
+        window: float = 0.025,
+        hop: float = 0.010,
+        f_min: float = 20.0,
+        f_max: float | None = None,
+        normalize: str = "none",
+    ) -> None:
+        super().__init__()
+        for field, given, known in (
+            ("kind", kind, KINDS),
+            ("normalize", normalize, NORMALIZATIONS),
+        ):
+            if given not in known:
+                raise InputError(f"{field}={given!r} is not known; {nearest(given, known)}")
+        for field, size in (
+            ("feature_size", feature_size),
+            ("sampling_rate", sampling_rate),
+            ("n_mels", feature_size if n_mels is None else n_mels),
+        ):
+            if type(size) is not int or size < 1:
+                raise InputError(f"{field}={size!r} must be a whole number of 1 or more")
+        n_mels = feature_size if n_mels is None else n_mels
+        if kind == "log_mel" and n_mels != feature_size:
+            raise InputError(
+                f"n_mels={n_mels} differs from feature_size={feature_size}, but log-mel features "
+                "are the mel bands; leave n_mels out"
+            )
+        if feature_size > n_mels:
+            raise InputError(
+                f"feature_size={feature_size} coefficients cannot come from n_mels={n_mels} bands; "
+                "raise n_mels"
+            )
+        window_samples, hop_samples = round(window * sampling_rate), round(hop * sampling_rate)
+        if window_samples < 2 or hop_samples < 1:
+            raise InputError(
+                f"window={window} and hop={hop} are {window_samples} and {hop_samples} samples at "
+                f"{sampling_rate} Hz; give both in seconds, the window two samples or more"
+            )
+        nyquist = sampling_rate / 2
+        f_max = nyquist if f_max is None else f_max
+        if not 0 <= f_min < f_max <= nyquist:
+            raise InputError(
+                f"f_min={f_min:g} and f_max={f_max:g} are no range of frequencies; they must rise "
+                f"within 0 to {nyquist:g} Hz, half the sampling rate"
+            )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # an empty band is refused just below
+            self.mel = torchaudio.transforms.MelSpectrogram(
+                sampling_rate,
+                n_fft=1 << (window_samples - 1).bit_length(),
+                win_length=window_samples,
+                hop_length=hop_samples,
+                f_min=f_min,
+                f_max=f_max,
+                n_mels=n_mels,
+                center=True,
+                pad_mode="constant",
+            )
+        if (self.mel.mel_scale.fb.amax(0) == 0).any():
+            raise InputError(
+                f"{n_mels} mel bands from {f_min:g} to {f_max:g} Hz are too narrow for a window of "
+                f"{window} s, some would hear nothing; use fewer bands or a longer window"
+            )
+        self.hop = hop_samples
+        self.normalize = normalize
+        self.dct: Tensor | None
+        dct = torchaudio.functional.create_dct(feature_size, n_mels, norm="ortho")
+        self.register_buffer("dct", dct if kind == "mfcc" else None, persistent=False)
+
+    def forward(self, waveforms: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Compute the features of a batch.
+
+        Args:
+            waveforms: float `(B, samples)`, in -1 to 1.
+            lengths: `(B,)`, real samples of each clip; None means all.
+
+        Returns:
+            Features `(B, feature_size, frames)`, 0 past a clip's end, and the frames of each clip,
+            int64 `(B,)`.
+        """
+        power, frames = self.power(waveforms, lengths)
+        return self.features(power, frames), frames
+
+    @torch.no_grad()
+    def power(self, waveforms: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The first half of `forward`: the power in each mel band, `(B, n_mels, frames)`, and the
+        frames of each clip. Here sounds still add up, which is where training adds noise."""
+        batch, samples = waveforms.shape
+        if lengths is None:
+            lengths = torch.full((batch,), samples, device=waveforms.device)
+        lengths = lengths.to(waveforms.device, torch.int64)
+        # What stands past an item's end would leak into its last frames.
+        power = self.mel(waveforms.masked_fill(~valid_mask(lengths, samples), 0.0))
+        return power, 1 + torch.div(lengths, self.hop, rounding_mode="floor")
+
+    @torch.no_grad()
+    def features(self, power: Tensor, frames: Tensor) -> Tensor:
+        """The second half of `forward`: features `(B, feature_size, T)` of powers `(B, n_mels, T)`,
+        of which `frames` `(B,)` are real."""
+        features = torch.log1p(power / FLOOR)
+        if self.dct is not None:
+            features = torch.einsum("bmt,mf->bft", features, self.dct)
+        past = ~valid_mask(frames, features.shape[-1]).unsqueeze(1)
+        if self.normalize != "none":
+            count = frames.view(-1, 1, 1)
+            features = features - features.masked_fill(past, 0.0).sum(-1, keepdim=True) / count
+            if self.normalize == "mean_std":
+                square = features.masked_fill(past, 0.0).square().sum(-1, keepdim=True) / count
+                features = features / square.sqrt().clamp(min=STEADY)
+        return features.masked_fill(past, 0.0)
+
+
+class ResidualFeatureExtractor(SequenceFeatureExtractor):
+    """Waveforms in, `input_features` `(B, F, T)` and `attention_mask` `(B, T)` out.
+
+    Arguments are those of `FrontEnd`, all plain numbers and strings, saved as JSON. Everything is
+    computed for the whole batch at once, on the device that the call names.
+
+    A transformers pipeline pads the middle axis of such features, so one with `batch_size` above 1
+    needs clips of one length; with the default of 1 lengths are free.
+
+    Raises:
+        InputError: as `FrontEnd`, or an argument it does not have.
+    """
+
+    model_input_names = ["input_features", "attention_mask"]  # noqa: RUF012 (transformers' form)
+
+    def __init__(
+        self,
+        kind: str = "log_mel",
+        feature_size: int = 40,
+        sampling_rate: int = 16000,
+        n_mels: int | None = None,
+        window: float = 0.025,
+        hop: float = 0.010,
+        f_min: float = 20.0,
+        f_max: float | None = None,
+        normalize: str = "none",
+        **extra: Any,
+    ) -> None:
+        self.options = {
+            "kind": kind,
+            "feature_size": feature_size,
+            "sampling_rate": sampling_rate,
+            "n_mels": n_mels,
+            "window": window,
+            "hop": hop,
+            "f_min": f_min,
+            "f_max": f_max,
+            "normalize": normalize,
+        }
+        for name in extra:  # transformers would keep a misspelt one as an attribute nobody reads
+            if name not in ("feature_extractor_type", "processor_class", "auto_map"):
+                raise InputError(
+                    f"the feature extractor has no argument {name!r}; {nearest(name, self.options)}"
+                )
+        super().__init__(feature_size, sampling_rate, padding_value=0.0)
+        self.front_end = FrontEnd(**self.options)  # type: ignore[arg-type]
+
+    def __call__(
+        self,
+        raw_speech: Any,
+        sampling_rate: int | None = None,
+        padding: bool | str = True,
+        return_tensors: str | None = None,
+        device: str | torch.device | None = None,
+    ) -> BatchFeature:
+        """Extract features, padding a batch to its longest clip.
+
+        Args:
+            raw_speech: one clip or a list of clips (float arrays or tensors `(samples,)`), or a
+                batch `(B, samples)` of clips of one length.
+            sampling_rate: of the clips; other than this extractor's own is refused, `resample`
+                them first.
+            padding: True or "longest"; there is no other way to pad.
+            return_tensors: "pt" or "np"; None means "np".
+            device: where to compute; None means where the clips are.
+
+        Raises:
+            InputError: another sampling rate or padding, or a clip that is empty, of several
+                channels, of whole numbers or not finite.
+        """
+        if padding not in (True, "longest"):
+            raise InputError(
+                f"padding={padding!r} is not known; a batch is padded to its longest clip, "
+                "padding=True"
+            )
+        if return_tensors not in ("pt", "np", None):
+            raise InputError(f"return_tensors={return_tensors!r} is not known; use 'pt' or 'np'")
+        if sampling_rate is not None and sampling_rate != self.sampling_rate:
+            raise InputError(
+                f"the clips are at {sampling_rate} Hz, but this feature extractor was made for "
+                f"{self.sampling_rate} Hz; resample them with "
+                f"resbackbones.speech.resample(clip, {sampling_rate}, {self.sampling_rate})"
+            )
+        waveforms, lengths = pad_clips(raw_speech)
+        waveforms = waveforms.to(device or waveforms.device)
+        features, frames = self.front_end.to(waveforms.device)(waveforms, lengths)
+        mask = valid_mask(frames, features.shape[-1]).to(torch.int64)
+        values = {"input_features": features, "attention_mask": mask}
+        if return_tensors == "pt":
+            return BatchFeature(values)
+        return BatchFeature({name: value.cpu().numpy() for name, value in values.items()})
+
+    def pad(  # type: ignore[override]
+        self,
+        processed_features: Sequence[Mapping[str, Any]],
+        padding: bool | str = True,
+        return_tensors: str = "pt",
+    ) -> BatchFeature:
+        """Collate single items into a batch of tensors: `input_features` `(F, T)` are padded on the
+        time axis (transformers pads the first), everything else (labels) is stacked."""
+        features = [torch.as_tensor(item["input_features"]) for item in processed_features]
+        lengths = torch.tensor([item.shape[-1] for item in features])
+        by_time = nn.utils.rnn.pad_sequence([item.T for item in features], batch_first=True)
+        values = {
+            "input_features": by_time.transpose(1, 2).contiguous(),
+            "attention_mask": valid_mask(lengths, by_time.shape[1]).to(torch.int64),
+        }
+        for name in set(processed_features[0]) - set(values):
+            values[name] = torch.as_tensor(np.asarray([item[name] for item in processed_features]))
+        return BatchFeature(values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The arguments, for JSON (transformers' own version drops `window`)."""
+        return {**self.options, "feature_extractor_type": type(self).__name__}
+
+
+def pad_clips(clips: Any) -> tuple[Tensor, Tensor]:
+    """One clip or several as a batch `(B, samples)` padded with zeros, and their lengths `(B,)`.
+
+    Raises:
+        InputError: no clip, or one that is empty, of several channels, of whole numbers or not
+            finite.
+    """
+    if isinstance(clips, np.ndarray | Tensor):
+        clips = [clips] if clips.ndim == 1 else list(clips)
+    elif len(clips) and np.ndim(clips[0]) == 0:
+        clips = [clips]  # one clip as a list of numbers
+    if not len(clips):
+        raise InputError("there is no clip to extract features from; give one or more")
+    tensors = [torch.as_tensor(clip) for clip in clips]
+    for index, clip in enumerate(tensors):
+        if clip.ndim != 1:
+            raise InputError(
+                f"clip {index} has shape {tuple(clip.shape)}, but a clip is one channel, "
+                "(samples,); average the channels first"
+            )
+        if not len(clip):
+            raise InputError(f"clip {index} is empty; leave it out or record it again")
+        if not clip.is_floating_point():
+            raise InputError(
+                f"clip {index} holds whole numbers ({clip.dtype}), but samples run from -1 to 1; "
+                "divide 16-bit ones by 32768"
+            )
+        if not clip.isfinite().all():
+            raise InputError(f"clip {index} holds samples that are not finite; record it again")
+    lengths = torch.tensor([len(clip) for clip in tensors])
+    return nn.utils.rnn.pad_sequence([c.float() for c in tensors], batch_first=True), lengths
+
+
+def resample(waveform: Any, rate: int, new_rate: int) -> Tensor:
+    """Bring a waveform `(..., samples)` from one sampling rate (Hz) to another.
+
+    >>> resample(torch.zeros(8000), 8000, 16000).shape
+    torch.Size([16000])
+    """
+    waveform = torch.as_tensor(waveform, dtype=torch.float32)
+    return waveform if rate == new_rate else _resampler(rate, new_rate)(waveform)
+
+
+@functools.lru_cache(maxsize=16)  # the filter costs more to make than to apply to a short clip
+def _resampler(rate: int, new_rate: int) -> nn.Module:
+    # The filter bank grows with both terms of the ratio: 44,101 to 16,000 Hz would take gigabytes.
+    # No common pair of rates has terms above 1,000; for an odd one the pitch is off by a millionth.
+    ratio = Fraction(new_rate, rate).limit_denominator(1000)
+    return torchaudio.transforms.Resample(ratio.denominator, ratio.numerator)

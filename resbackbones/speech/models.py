@@ -1,0 +1,110 @@
+"""Speech models: a backbone over features of sound, and what makes an answer of its features.
+
+A 1-D backbone takes the features of a frame as channels, a 2-D one looks at the spectrogram as a
+picture of one channel, frequency by time. Either way items of different lengths can share a batch:
+what is padded changes nothing.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+from torch import Tensor
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from resbackbones.core.heads import Head
+from resbackbones.core.spec import BackboneSpec
+from resbackbones.errors import InputError
+from resbackbones.pretrained import ResidualClassifier, ResidualConfig, classifier_options
+from resbackbones.speech.frontend import ResidualFeatureExtractor
+
+
+class ResidualSpeechConfig(ResidualConfig):
+    """Configuration of the speech models."""
+
+    model_type = "residual_speech"
+
+
+class ResidualForAudioClassification(ResidualClassifier):
+    """A residual classifier of sounds of any length: keywords, events, languages.
+
+    >>> import torch
+    >>> model = ResidualForAudioClassification.build("tc_resnet8", labels=["yes", "no"])
+    >>> batch = model.processor([torch.zeros(16000), torch.zeros(9000)], return_tensors="pt")
+    >>> tuple(model(**batch).logits.shape)
+    (2, 2)
+    """
+
+    config_class = ResidualSpeechConfig
+    main_input_name = "input_features"
+    processor_class = ResidualFeatureExtractor
+    processor_file = "preprocessor_config.json"
+
+    def __init__(self, config: ResidualSpeechConfig) -> None:
+        super().__init__(config)
+        spec = self.backbone.spec
+        if spec.dims == 2 and spec.in_channels != 1:
+            raise InputError(
+                f"a 2-D backbone sees a spectrogram as one channel, but this spec has in_channels="
+                f"{spec.in_channels}; build with in_channels=1"
+            )
+        self.post_init()
+
+    @classmethod
+    def build(
+        cls,
+        name_or_spec: str | BackboneSpec,
+        *,
+        num_labels: int | None = None,
+        labels: Sequence[str] | None = None,
+        head: Head | Mapping[str, Any] | None = None,
+        processor: ResidualFeatureExtractor | None = None,
+        **spec_changes: Any,
+    ) -> Self:
+        """Make an untrained classifier.
+
+        Args:
+            name_or_spec: a name in `rb.SPECS`, or a spec.
+            num_labels, labels: how many classes, or their names.
+            head: `Head` or its fields.
+            processor: how waveforms become features; by default log-mel energies at 16 kHz, as
+                many bands as a 1-D backbone has input channels, 40 for a 2-D one.
+            spec_changes: fields of the spec to replace, as `in_channels=64`.
+
+        Raises:
+            InputError: no or contradicting classes, an unknown name or field, a 2-D spec of more
+                than one channel, or a processor of another number of features.
+        """
+        options = classifier_options(name_or_spec, num_labels, labels, head, spec_changes)
+        model = cls(ResidualSpeechConfig(**options))
+        spec = model.backbone.spec
+        if processor is None:
+            features = spec.in_channels if spec.dims == 1 else 40
+            processor = ResidualFeatureExtractor(feature_size=features)
+        if spec.dims == 1 and processor.feature_size != spec.in_channels:
+            raise InputError(
+                f"the processor makes {processor.feature_size} features a frame, but the backbone "
+                f"takes {spec.in_channels}; build with in_channels={processor.feature_size}"
+            )
+        model.processor = processor
+        return model
+
+    def forward(
+        self,
+        input_features: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> SequenceClassifierOutput:
+        """Classify sounds.
+
+        Args:
+            input_features: `(B, F, T)`, as the processor makes them.
+            attention_mask: `(B, T)`, 1 where a frame is real; None means everywhere.
+            labels: int64 `(B,)`, or shares of the classes, float `(B, K)`.
+
+        Returns:
+            `.logits` `(B, K)`, and `.loss` when labels are given.
+        """
+        x = input_features.unsqueeze(1) if self.backbone.spec.dims == 2 else input_features
+        lengths = None if attention_mask is None else attention_mask.sum(-1)
+        logits = self.classify(x, lengths)
+        return SequenceClassifierOutput(loss=self.loss(logits, labels), logits=logits)

@@ -1,0 +1,217 @@
+"""The front end hears a clip alone as in a batch, keeps silence silent and refuses the rest."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from resbackbones.errors import InputError
+from resbackbones.speech.frontend import (
+    FrontEnd,
+    ResidualFeatureExtractor,
+    pad_clips,
+    resample,
+)
+
+VARIANTS: list[dict[str, Any]] = [
+    {},
+    {"normalize": "mean"},
+    {"normalize": "mean_std"},
+    {"kind": "mfcc", "feature_size": 13, "n_mels": 40},
+    {"kind": "mfcc", "normalize": "mean_std", "window": 0.03, "f_min": 0.0, "f_max": 7600.0},
+    {"sampling_rate": 8000, "feature_size": 24, "hop": 0.0125},
+]
+
+
+def tone(frequency: float, samples: int, rate: int = 16000) -> torch.Tensor:
+    return 0.5 * torch.sin(2 * torch.pi * frequency * torch.arange(samples) / rate)
+
+
+@pytest.mark.parametrize("options", VARIANTS, ids=lambda o: "-".join(map(str, o.values())) or "-")
+def test_batch_is_single(options: dict[str, Any]) -> None:
+    front_end = FrontEnd(**options)
+
+    @settings(max_examples=12, deadline=None)
+    @given(
+        lengths=st.lists(st.integers(1, 4000), min_size=1, max_size=4),
+        extra=st.integers(0, 900),
+        seed=st.integers(0, 99),
+    )
+    def check(lengths: list[int], extra: int, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        # What stands in the padding must not matter.
+        batch = torch.randn(len(lengths), max(lengths) + extra, generator=generator)
+        together, frames = front_end(batch, torch.tensor(lengths))
+        for row, length in enumerate(lengths):
+            alone, (count,) = front_end(batch[row : row + 1, :length])
+            assert count == frames[row] == alone.shape[-1] == 1 + length // front_end.hop
+            difference = (together[row, :, :count] - alone[0]).abs().max()
+            assert difference <= 1e-5 * max(1.0, alone.abs().max())
+            assert not together[row, :, count:].any()
+
+    check()
+
+
+@pytest.mark.parametrize("options", VARIANTS, ids=lambda o: "-".join(map(str, o.values())) or "-")
+def test_silence_is_zero_and_one_frame_is_finite(options: dict[str, Any]) -> None:
+    front_end = FrontEnd(**options)
+    features, _ = front_end(torch.zeros(1, 5000))
+    assert not features.any()
+    features, frames = front_end(torch.randn(3, 1))
+    assert frames.tolist() == [1, 1, 1] and features.isfinite().all()
+
+
+def test_a_tone_is_loudest_in_its_band_and_frame() -> None:
+    clip = torch.zeros(16000)
+    clip[8000:8800] = tone(1000, 800)
+    features, _ = FrontEnd()(clip[None])
+    band, frame = divmod(int(features[0].argmax()), features.shape[-1])
+    filters = FrontEnd().mel.mel_scale.fb  # (frequencies, bands)
+    assert filters[:, band].argmax() * 16000 / 512 == pytest.approx(1000, abs=60)
+    assert 50 <= frame <= 55
+    # log(1 + power / 1e-6), of the stated power
+    power, frames = FrontEnd().power(clip[None])
+    torch.testing.assert_close(features, FrontEnd().features(power, frames), rtol=0, atol=0)
+    torch.testing.assert_close(features, (power / 1e-6 + 1).log(), rtol=1e-5, atol=1e-5)
+
+
+def test_normalisation_takes_out_the_channel() -> None:
+    clips = torch.randn(2, 16000)
+    loud, _ = FrontEnd(normalize="mean")(10 * clips)
+    soft, _ = FrontEnd(normalize="mean")(clips)
+    torch.testing.assert_close(loud, soft, rtol=0, atol=1e-3)
+    assert soft.mean(-1).abs().max() < 1e-4
+    features, _ = FrontEnd(normalize="mean_std")(clips)
+    torch.testing.assert_close(features.std(-1, correction=0), torch.ones(2, 40))
+
+
+def test_mfcc_is_the_orthonormal_dct_of_the_log_mel_energies() -> None:
+    from scipy.fft import dct
+
+    clip = torch.randn(1, 2000)
+    energies, _ = FrontEnd(feature_size=40)(clip)
+    cepstrum, _ = FrontEnd("mfcc", feature_size=13, n_mels=40)(clip)
+    expected = dct(energies[0].numpy(), norm="ortho", axis=0)[:13]
+    np.testing.assert_allclose(cepstrum[0], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kind": "log-mel"}, "kind='log-mel' is not known; did you mean 'log_mel'"),
+        ({"normalize": "std"}, "normalize='std' is not known"),
+        ({"feature_size": 0}, "feature_size=0 must be a whole number"),
+        ({"sampling_rate": 16e3}, r"sampling_rate=16000\.0 must be a whole number"),
+        ({"kind": "mfcc", "n_mels": 0}, "n_mels=0 must be a whole number"),
+        ({"n_mels": 64}, "log-mel features are the mel bands; leave n_mels out"),
+        ({"kind": "mfcc", "feature_size": 40, "n_mels": 20}, "raise n_mels"),
+        ({"window": 25, "hop": 0.00001}, "give both in seconds"),
+        ({"window": 0.0}, "window two samples or more"),
+        ({"f_min": 5000.0, "f_max": 4000.0}, "no range of frequencies"),
+        ({"sampling_rate": 8000, "f_max": 7000.0}, "within 0 to 4000 Hz, half the sampling rate"),
+        ({"feature_size": 200}, "use fewer bands or a longer window"),
+    ],
+)
+def test_front_end_refuses(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        FrontEnd(**options)
+
+
+@pytest.mark.parametrize("options", VARIANTS, ids=lambda o: "-".join(map(str, o.values())) or "-")
+def test_extractor_is_the_same_after_save_and_load(options: dict[str, Any], tmp_path: Path) -> None:
+    extractor = ResidualFeatureExtractor(**options)
+    extractor.save_pretrained(tmp_path)
+    loaded = ResidualFeatureExtractor.from_pretrained(tmp_path)
+    assert loaded.to_dict() == extractor.to_dict()
+    clip = torch.randn(3000)
+    before, after = (e(clip, return_tensors="pt") for e in (extractor, loaded))
+    assert torch.equal(before["input_features"], after["input_features"])
+    saved = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    assert set(saved) == {*extractor.options, "feature_extractor_type"}
+
+
+def test_an_argument_changed_while_loading_reaches_the_front_end(tmp_path: Path) -> None:
+    ResidualFeatureExtractor().save_pretrained(tmp_path)
+    loaded = ResidualFeatureExtractor.from_pretrained(tmp_path, normalize="mean", feature_size=24)
+    assert loaded(torch.randn(4000))["input_features"].shape == (1, 24, 26)
+    assert loaded.front_end.normalize == "mean"
+
+
+def test_extractor_takes_one_clip_several_or_an_array() -> None:
+    extractor = ResidualFeatureExtractor()
+    clips = [tone(440, 3000), tone(880, 1600)]
+    batch = extractor(clips, sampling_rate=16000, padding=True, return_tensors="pt")
+    assert batch["input_features"].shape == (2, 40, 19)
+    assert batch["attention_mask"].dtype == torch.int64
+    assert batch["attention_mask"].sum(1).tolist() == [19, 11]
+    alone = extractor(clips[1].numpy().astype(np.float64))  # numpy in and out
+    np.testing.assert_allclose(
+        alone["input_features"][0], batch["input_features"][1, :, :11], atol=1e-5
+    )
+    as_list = extractor(clips[1].tolist(), return_tensors="np")
+    np.testing.assert_array_equal(as_list["input_features"], alone["input_features"])
+    stacked = extractor(torch.stack([clips[1], clips[1]]), return_tensors="pt")
+    assert stacked["input_features"].shape == (2, 40, 11)
+
+
+def test_pad_collates_single_items_on_the_time_axis() -> None:
+    extractor = ResidualFeatureExtractor()
+    clips = [tone(440, 3000), tone(880, 1600)]
+    items = [
+        {"input_features": extractor(clip)["input_features"][0], "labels": label}
+        for label, clip in enumerate(clips)
+    ]
+    batch, expected = extractor.pad(items), extractor(clips, return_tensors="pt")
+    torch.testing.assert_close(batch["input_features"], expected["input_features"])
+    assert torch.equal(batch["attention_mask"], expected["attention_mask"])
+    assert batch["labels"].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("clips", "options", "message"),
+    [
+        ([], {}, "there is no clip"),
+        (np.zeros((2, 3, 4), np.float32), {}, r"clip 0 has shape \(3, 4\).*average the channels"),
+        ([np.zeros(9, np.float32), np.zeros(0, np.float32)], {}, "clip 1 is empty"),
+        (np.zeros(9, np.int16), {}, "whole numbers .*divide 16-bit ones by 32768"),
+        ([0.0, float("nan")], {}, "clip 0 holds samples that are not finite"),
+        (np.zeros(9, np.float32), {"sampling_rate": 8000}, r"at 8000 Hz.*resample\(clip, 8000"),
+        (np.zeros(9, np.float32), {"padding": "max_length"}, "padding='max_length' is not known"),
+        (np.zeros(9, np.float32), {"return_tensors": "tf"}, "return_tensors='tf' is not known"),
+    ],
+)
+def test_extractor_refuses(clips: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        ResidualFeatureExtractor()(clips, **options)
+
+
+def test_extractor_refuses_an_argument_nobody_reads() -> None:
+    with pytest.raises(
+        InputError, match="no argument 'feature_sizes'; did you mean 'feature_size'"
+    ):
+        ResidualFeatureExtractor(feature_sizes=40)
+
+
+def test_clips_are_padded_with_silence() -> None:
+    batch, lengths = pad_clips([torch.ones(3), torch.ones(1, dtype=torch.float64)])
+    assert batch.tolist() == [[1, 1, 1], [1, 0, 0]] and batch.dtype == torch.float32
+    assert lengths.tolist() == [3, 1]
+
+
+@pytest.mark.parametrize(("rate", "new_rate"), [(8000, 16000), (44100, 16000), (44101, 16000)])
+def test_resampling_keeps_the_tone(rate: int, new_rate: int) -> None:
+    new = resample(tone(440, rate, rate), rate, new_rate)
+    assert len(new) == pytest.approx(new_rate, abs=1)
+    middle = slice(1000, -1000)
+    expected = tone(440, len(new), new_rate)
+    assert (new[middle] - expected[middle]).abs().max() < 0.01
+
+
+def test_resampling_to_the_same_rate_changes_nothing() -> None:
+    clip = torch.randn(2, 100)
+    assert resample(clip, 16000, 16000) is clip

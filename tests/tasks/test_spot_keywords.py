@@ -1,0 +1,139 @@
+"""The keyword recipe trains, saves and records on recordings of two tones, and names bad input."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import transformers
+
+from resbackbones.report import load_records
+from tasks._run import run
+from tasks.speech.spot_keywords import Config, main
+
+# Two steps teach nothing, and fit says so.
+pytestmark = pytest.mark.filterwarnings("ignore::resbackbones.train.StillAtChance")
+SPEED = ["--spec", "tc_resnet8", "--epochs", "2", "--batch-size", "16", "--device", "cpu"]
+
+
+@pytest.fixture
+def recordings(tmp_path: Path) -> Path:
+    """Folders of class folders: low and high tones of a quarter of a second, 8 kHz WAV and FLAC."""
+    random = np.random.default_rng(0)
+    for split, count in (("train", 8), ("validation", 2), ("test", 4)):
+        for label, pitch in (("low", 300), ("high", 2000)):
+            folder = tmp_path / "tones" / split / label
+            folder.mkdir(parents=True)
+            for index in range(count):
+                t = np.arange(2000 + 10 * index) / 8000
+                tone = 0.3 * np.sin(2 * np.pi * pitch * t * random.uniform(0.8, 1.2))
+                samples = tone + 0.01 * random.standard_normal(len(t))
+                suffix = "flac" if index % 2 else "wav"
+                soundfile.write(folder / f"{index}.{suffix}", samples, 8000)
+    return tmp_path / "tones"
+
+
+def spot(*arguments: object) -> None:
+    run(main, Config, [str(argument) for argument in arguments])
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """The one line on standard error of a run that ends with exit code 2."""
+    with pytest.raises(SystemExit) as stop:
+        spot(*arguments)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("error: ") and "\n" not in error
+    return error
+
+
+def test_trains_saves_records_and_says_how_to_go_on(
+    recordings: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    output = tmp_path / "out"
+    spot("--data", recordings, "--output", output, "--seeds", "0", "1", "--record", *SPEED)
+    printed = capsys.readouterr().out
+    assert "MFCC statistics + SVC" in printed and "tc_resnet8, mean ± sd" in printed
+    assert 'transformers.pipeline("audio-classification", model="' in printed
+
+    (record,) = load_records(tmp_path / "results")
+    assert (record.task, record.dataset, record.arm) == ("spot_keywords", "tones", "tc_resnet8")
+    assert record.seeds == [0, 1] and record.split == "test" and record.baseline is not None
+    assert record.baseline["value"] == 1.0  # two tones are not hard to tell apart
+
+    for seed in (0, 1):
+        assert (output / f"seed-{seed}" / "log.jsonl").is_file()
+        model = output / f"seed-{seed}" / "model"
+        recognise = transformers.pipeline("audio-classification", model=str(model))
+        samples, rate = soundfile.read(recordings / "test" / "low" / "0.wav", dtype="float32")
+        answer = recognise({"array": samples, "sampling_rate": rate})
+        assert {item["label"] for item in answer} == {"low", "high"}
+
+
+def test_the_default_net_takes_two_steps_and_resumes(
+    recordings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--data", recordings, "--output", tmp_path / "out", "--epochs", "1"]
+    spot(*arguments, "--batch-size", "8", "--device", "cpu")
+    first = capsys.readouterr().out
+    log = (tmp_path / "out" / "seed-0" / "log.jsonl").read_text()
+    assert json.loads(log.splitlines()[-1])["step"] == 2
+    spot(*arguments, "--batch-size", "8", "--device", "cpu", "--resume")
+    assert capsys.readouterr().out == first  # there was nothing left to do
+    assert (tmp_path / "out" / "seed-0" / "log.jsonl").read_text() == log
+
+
+def test_without_validation_and_test_splits_some_rows_are_held_out(
+    recordings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spot("--data", recordings / "train", "--output", tmp_path / "out", *SPEED)
+    printed = capsys.readouterr().out
+    assert "train, validation split" in printed and "held out of train" in printed
+
+
+def test_bad_input_is_one_sentence(
+    recordings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def told(*arguments: object) -> str:
+        return refused(capsys, "--output", tmp_path / "out", *SPEED, *arguments)
+
+    assert "nowhere" in told("--data", tmp_path / "nowhere")
+    assert "'sound'" in told("--data", recordings, "--label-column", "sound")
+    assert "tc_resnet8" in told("--data", recordings, "--spec", "tc_resnet9")
+    assert "epochs=0" in told("--data", recordings, "--epochs", "0")
+    (tmp_path / "empty" / "yes").mkdir(parents=True)
+    assert "empty" in told("--data", tmp_path / "empty")
+    (tmp_path / "file").write_text("no folder")
+    assert "file" in told("--data", recordings, "--output", tmp_path / "file")
+
+
+def test_bad_recordings_are_named_or_counted(
+    recordings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--data", recordings, "--output", tmp_path / "out", *SPEED]
+    whole = (recordings / "train" / "low" / "0.wav").read_bytes()
+    (recordings / "train" / "low" / "short.wav").write_bytes(whole[:1000])
+    error = refused(capsys, *arguments)
+    assert "short.wav" in error and "cut short" in error
+    (recordings / "test" / "high" / "empty.wav").write_bytes(b"")
+    (recordings / "train" / "low" / "short.wav").rename(recordings / "train" / "high" / "short.wav")
+    spot(*arguments, "--on-bad", "skip")
+    assert "left out 2 damaged items" in capsys.readouterr().out
+    (recordings / "train" / "high" / "short.wav").unlink()
+    error = refused(capsys, *arguments)
+    assert "empty.wav" in error and "0 bytes" in error
+
+
+def test_on_the_command_line_bad_input_exits_with_2_and_no_traceback(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tasks.speech.spot_keywords", "--data", "no/such/folder"]
+    root = Path(__file__).parents[2]
+    ended = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=100)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("error: ") and ended.stderr.count("\n") == 1
