@@ -55,7 +55,7 @@ def default_data(domain: str, cache: str | Path) -> Path:
     The folder's name carries the versions the data come from and a mark of this file, so that
     neither a new library nor new code meets old data.
     """
-    folder = Path(cache) / _folder_name(domain)
+    folder = default_folder(domain, cache)
     if folder.is_dir():
         return folder
     try:
@@ -83,7 +83,8 @@ def default_data(domain: str, cache: str | Path) -> Path:
     return folder
 
 
-def _folder_name(domain: str) -> str:
+def default_folder(domain: str, cache: str | Path) -> Path:
+    """Where a domain's default data are, or will be, kept."""
     try:
         versions = [importlib.metadata.version(name) for name in PACKAGES[domain]]
     except importlib.metadata.PackageNotFoundError as error:
@@ -92,7 +93,7 @@ def _folder_name(domain: str) -> str:
             f"pip install {error.name}, or name your own data with --{domain}"
         ) from error
     mark = hashlib.sha256(Path(__file__).read_bytes() + "".join(versions).encode()).hexdigest()[:8]
-    return "-".join([NAMES[domain].replace(" ", "-"), *versions[:1], mark])
+    return Path(cache) / "-".join([NAMES[domain].replace(" ", "-"), *versions[:1], mark])
 
 
 def digits() -> dict[str, "Dataset"]:

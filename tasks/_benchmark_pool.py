@@ -50,8 +50,9 @@ class _Worker:
             return Failure(f"its process died ({how}{memory})")
 
     def stop(self) -> None:
-        self.connection.close()
-        self.process.terminate()
+        self.connection.close()  # an idle worker ends by this
+        if self.job is not None:
+            self.process.terminate()
         self.process.join(5)
         if self.process.is_alive():
             self.process.kill()

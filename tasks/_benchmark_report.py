@@ -9,7 +9,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from resbackbones.report import (
     COLOURS,
@@ -22,6 +22,9 @@ from resbackbones.report import (
     markdown_table,
     mean_sd,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Arm = Mapping[str, Any]  # one line of records.jsonl
 
@@ -204,7 +207,7 @@ def judge(records: Sequence[Arm], domain: str) -> Finding:
         {(record["arm"], record["depth"]) for record in nets},
         # Fewer layers first among equals, residual before plain: the order must not be chance.
         key=lambda arm: (
-            statistics.fmean(by_seed(*arm, "validation").values()),
+            statistics.fmean(by_seed(arm[0], arm[1], "validation").values()),
             -arm[1],
             arm[0],
         ),
@@ -314,8 +317,8 @@ def markdown(records: Sequence[Arm], about: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def figures(records: Sequence[Arm]) -> list[tuple[str, str, str]]:
-    """(heading, caption, svg) of each figure: accuracy, training loss, gradient profile."""
+def figures(records: Sequence[Arm]) -> list[tuple[str, str, "Figure"]]:
+    """(heading, caption, figure): accuracy, training loss, gradient profile."""
     nets = [record for record in records if record["arm"] != "baseline"]
     domains = list(dict.fromkeys(record["domain"] for record in nets))
     accuracy, loss, gradient = [], [], []
@@ -365,18 +368,18 @@ def figures(records: Sequence[Arm]) -> list[tuple[str, str, str]]:
         (
             "Accuracy against depth",
             "Mean over seeds, bars one standard deviation; dashed, the scikit-learn baseline.",
-            inline_svg(draw(accuracy), "Accuracy against depth, plain and residual"),
+            draw(accuracy),
         ),
         (
             "Training loss against depth",
             "Of the last epoch, on a logarithmic axis: what a net cannot even fit, it cannot "
             "overfit.",
-            inline_svg(draw(loss), "Training loss against depth, plain and residual"),
+            draw(loss),
         ),
         (
             "Gradient that reaches each block, before training",
             "Relative to the last block, geometric mean over seeds, on a logarithmic axis.",
-            inline_svg(draw(gradient), "Gradient profile of the deepest nets"),
+            draw(gradient),
         ),
     ]
 
@@ -423,9 +426,9 @@ def page(records: Sequence[Arm], about: Mapping[str, Any]) -> str:
             f"<article><h2>{escape(heading)}</h2><ul>{chips}</ul><p>{escape(text)}</p></article>"
         )
     drawn = "".join(
-        f"<figure><h2>{escape(heading)}</h2>{svg}<figcaption>{escape(caption)}</figcaption>"
-        "</figure>"
-        for heading, caption, svg in figures(records)
+        f"<figure><h2>{escape(heading)}</h2>{inline_svg(figure, heading)}"
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
+        for heading, caption, figure in figures(records)
     )
     head = "".join(f"<th>{escape(name)}</th>" for name in HEADER)
     body, last = [], ""

@@ -56,9 +56,9 @@ def test_a_missing_synthesiser_says_what_to_do(monkeypatch, tmp_path):
 
 
 def test_new_versions_make_new_data(monkeypatch):
-    before = data._folder_name("text")
+    before = data.default_folder("text", "cache")
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "99")
-    assert data._folder_name("text") != before
+    assert data.default_folder("text", "cache") != before
 
 
 def test_voices_are_disjoint_and_their_variants_stay_together():

@@ -1,0 +1,105 @@
+"""From texts to batches: tokenized once, padded batch by batch."""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from resbackbones.core.ops import valid_mask
+from resbackbones.errors import InputError
+from resbackbones.sources import Items, Source, read
+from resbackbones.text.tokenizer import NgramTokenizer
+
+CHUNK = 1000  # texts tokenized in one call
+
+
+class TextItems(Items):
+    """Labelled texts as `fit` takes them: a list of rows becomes a batch as long as its longest.
+
+    Tokens are kept end to end; where they have n-grams, as numbers into a table of distinct ones.
+
+    Args:
+        source: from `open_dataset` or `open_splits`.
+        tokenizer: the model's.
+        max_length: tokens of a text at most, the `[BOS]` included; the rest is cut off, with a
+            warning.
+        on_bad: "error" names the first row that is no text, "skip" leaves such rows out and lists
+            them in `skipped`.
+
+    Attributes:
+        labels: int64 `(N,)`.
+        lengths: tokens of each text, int64 `(N,)`.
+        rows: row of each item in the source.
+        skipped: the bad ones, "name: reason".
+        truncated: how many texts were cut.
+
+    Raises:
+        InputError: a row that is no text, or a max_length below 2.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        tokenizer: PreTrainedTokenizerFast,
+        max_length: int = 512,
+        *,
+        on_bad: Literal["error", "skip"] = "error",
+    ) -> None:
+        super().__init__()
+        if max_length < 2:
+            raise InputError(f"max_length={max_length} leaves no room for a text; use 2 or more")
+        found = read(source, _text, on_bad)
+        self.source, self.rows, self.skipped = source, found.rows, found.skipped
+        self.labels = source.label_ids()[found.rows]
+        self.truncated = 0
+        ngrams = tokenizer.ngrams if isinstance(tokenizer, NgramTokenizer) else None
+        distinct = {(tokenizer.pad_token_id, *ngrams.of_nothing): 0} if ngrams else {}
+        tokens: list[Tensor] = []
+        for start in range(0, len(found.items), CHUNK):
+            chunk = found.items[start : start + CHUNK]
+            encoded = tokenizer(chunk, truncation=True, max_length=max_length)
+            self.truncated += sum(bool(text.overflowing) for text in encoded.encodings or ())
+            for row, ids in enumerate(encoded["input_ids"]):
+                if ngrams:
+                    whole = zip(ids, encoded["ngram_ids"][row], strict=True)
+                    ids = [distinct.setdefault((i, *n), len(distinct)) for i, n in whole]
+                tokens.append(torch.tensor(ids, dtype=torch.int32))
+        self.lengths = torch.tensor([len(text) for text in tokens])
+        self._starts = self.lengths.cumsum(0) - self.lengths
+        self._tokens = torch.cat(tokens)
+        self._distinct = torch.tensor(list(distinct)) if ngrams else None
+        self._padding = 0 if ngrams else int(tokenizer.pad_token_id)
+        if self.truncated:
+            warnings.warn(
+                f"{self.truncated} of {len(self)} texts of {source.name} are longer than "
+                f"{max_length} tokens and were cut",
+                UserWarning,
+                stacklevel=2,
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitems__(self, rows: Sequence[int]) -> dict[str, Tensor]:
+        """`input_ids` and `attention_mask` `(B, T)`, `ngram_ids` `(B, T, N)` where the tokenizer
+        gives them, and `labels` `(B,)`."""
+        index = torch.as_tensor(rows)
+        size = max(1, int(self.lengths[index].max()))
+        mask = valid_mask(self.lengths[index], size)
+        places = self._starts[index].unsqueeze(1) + torch.arange(size)
+        tokens = torch.full(mask.shape, self._padding)
+        tokens[mask] = self._tokens[places[mask]].long()
+        batch = {"input_ids": tokens, "attention_mask": mask.long()}
+        if self._distinct is not None:
+            whole = self._distinct[tokens]
+            batch |= {"input_ids": whole[..., 0], "ngram_ids": whole[..., 1:]}
+        return {**batch, "labels": self.labels[index]}
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r:.40} is no text")
+    return value

@@ -1,0 +1,218 @@
+"""Text models: an embedding of tokens, a 1-D backbone over it, and what makes an answer of its
+features. Texts of different lengths can share a batch: what is padded changes nothing."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from resbackbones.core.heads import Head
+from resbackbones.core.spec import BackboneSpec
+from resbackbones.errors import InputError
+from resbackbones.pretrained import ResidualClassifier, ResidualConfig, classifier_options
+from resbackbones.text.tokenizer import NgramTokenizer
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """How tokens become vectors; their width is the backbone's `in_channels`.
+
+    Attributes:
+        dropout: on each number of the vectors, in training.
+        word_dropout: whole tokens left out, in training (Iyyer et al. 2015, section 3.1).
+
+    Raises:
+        InputError: a dropout outside 0 to 1.
+    """
+
+    dropout: float = 0.0
+    word_dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, value in dataclasses.asdict(self).items():
+            if not 0 <= value < 1:
+                raise InputError(f"Embedding has {name}={value!r}; use a share from 0 to below 1")
+
+
+class ResidualTextConfig(ResidualConfig):
+    """Configuration of the text models.
+
+    Attributes:
+        vocab_size: tokens the tokenizer knows.
+        pad_token_id: the token of the padding, whose vector is 0.
+        ngram_buckets: numbers its character n-grams have; 0 where it gives none.
+        embedding: fields of `Embedding`.
+    """
+
+    model_type = "residual_text"
+
+    vocab_size: int = 0
+    pad_token_id: int = 0
+    ngram_buckets: int = 0
+    embedding: dict[str, Any] | None = None
+
+
+class TokenEmbedding(nn.Module):
+    """Vectors `(B, channels, T)` of tokens, each the sum of the token's own vector and the mean of
+    its n-grams' (where there are n-grams)."""
+
+    def __init__(self, config: ResidualTextConfig, channels: int) -> None:
+        super().__init__()
+        options = Embedding(**(config.embedding or {}))
+        self.tokens = nn.Embedding(config.vocab_size, channels, padding_idx=config.pad_token_id)
+        self.ngrams: nn.EmbeddingBag | None = None
+        if config.ngram_buckets:
+            self.ngrams = nn.EmbeddingBag(
+                config.ngram_buckets + 1, channels, mode="mean", padding_idx=0
+            )
+        self.dropout = nn.Dropout(options.dropout)
+        self.word_dropout = nn.Dropout1d(options.word_dropout)
+        self.reset_parameters()
+
+    def forward(self, input_ids: Tensor, ngram_ids: Tensor | None = None) -> Tensor:
+        """Look up a batch: `input_ids` `(B, T)`, `ngram_ids` `(B, T, N)` or None."""
+        try:
+            x = self.tokens(input_ids)
+        except IndexError as error:  # on a GPU it is a failed assertion, too late to tell apart
+            raise InputError(
+                f"input_ids run from {int(input_ids.min())} to {int(input_ids.max())}, but the "
+                f"embedding has {self.tokens.num_embeddings} tokens; use the tokenizer the model "
+                "was built with (model.processor)"
+            ) from error
+        if self.ngrams is not None:
+            if ngram_ids is None:
+                raise InputError(
+                    "this model needs ngram_ids beside input_ids; take both from its own tokenizer "
+                    "(model.processor)"
+                )
+            x = x + self.ngrams(ngram_ids.flatten(0, 1)).view_as(x)
+        # Dropout1d drops slices of the last axis: here, the vector of a token.
+        return self.dropout(self.word_dropout(x)).transpose(1, 2)
+
+    def reset_parameters(self) -> None:
+        """Start near 0 (N(0, 0.02), as is usual for tokens): a rare token then says little, rather
+        than something at random."""
+        for table in (self.tokens, self.ngrams):
+            if table is not None:
+                nn.init.normal_(table.weight, std=0.02)
+                if table.padding_idx is not None:
+                    with torch.no_grad():
+                        table.weight[table.padding_idx].zero_()
+
+
+class ResidualForSequenceClassification(ResidualClassifier):
+    """A residual text classifier over characters, bytes, words or byte-pair pieces.
+
+    >>> from resbackbones.text import train_tokenizer
+    >>> tokenizer = train_tokenizer(["who is it", "what is it"], "word")
+    >>> model = ResidualForSequenceClassification.build(
+    ...     "dpcnn", labels=["person", "thing"], processor=tokenizer
+    ... )
+    >>> batch = tokenizer(["who", "what is it"], padding=True, return_tensors="pt")
+    >>> tuple(model(**batch).logits.shape)
+    (2, 2)
+    """
+
+    config_class = ResidualTextConfig
+    config: ResidualTextConfig
+    main_input_name = "input_ids"
+    processor_class = AutoTokenizer
+    processor_file = "tokenizer_config.json"
+
+    def __init__(self, config: ResidualTextConfig) -> None:
+        super().__init__(config)
+        spec = self.backbone.spec
+        if spec.dims != 1:
+            raise InputError(
+                "a text classifier needs a spec with dims=1, but this one has dims=2; add dims=1 "
+                "and in_channels=, the width of the embedding"
+            )
+        self.embedding = TokenEmbedding(config, spec.in_channels)
+        self.post_init()
+
+    @classmethod
+    def build(
+        cls,
+        name_or_spec: str | BackboneSpec,
+        *,
+        processor: PreTrainedTokenizerFast,
+        num_labels: int | None = None,
+        labels: Sequence[str] | None = None,
+        head: Head | Mapping[str, Any] | None = None,
+        embedding: Embedding | None = None,
+        **spec_changes: Any,
+    ) -> Self:
+        """Make an untrained classifier.
+
+        Args:
+            name_or_spec: a name in `rb.SPECS`, or a spec. Its `in_channels` is the width of the
+                embedding.
+            processor: the tokenizer, as `train_tokenizer` makes it, or another fast tokenizer of
+                transformers that pads on the right.
+            num_labels, labels: how many classes, or their names.
+            head: `Head` or its fields.
+            embedding: dropout of the embedding; none by default.
+            spec_changes: fields of the spec to replace, as `in_channels=128`.
+
+        Raises:
+            InputError: no or contradicting classes, an unknown name or field, dims other than 1, a
+                tokenizer without a padding token, one that pads on the left, or one that gives
+                what this model does not read.
+        """
+        extra = set(processor.model_input_names) - {"input_ids", "attention_mask", "ngram_ids"}
+        if extra:
+            raise InputError(
+                f"the tokenizer gives {', '.join(sorted(extra))}, which a text classifier does not "
+                "read; set its model_input_names to input_ids and attention_mask"
+            )
+        if processor.pad_token_id is None or processor.padding_side != "right":
+            raise InputError(
+                f"the tokenizer has pad_token={processor.pad_token!r} and padding_side="
+                f"{processor.padding_side!r}; it needs a padding token, put on the right"
+            )
+        options = classifier_options(name_or_spec, num_labels, labels, head, spec_changes)
+        ngrams = processor.ngrams.buckets if isinstance(processor, NgramTokenizer) else 0
+        config = ResidualTextConfig(
+            **options,
+            vocab_size=len(processor),
+            pad_token_id=processor.pad_token_id,
+            ngram_buckets=ngrams,
+            embedding=dataclasses.asdict(embedding or Embedding()),
+        )
+        model = cls(config)
+        model.processor = processor
+        return model
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        ngram_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> SequenceClassifierOutput:
+        """Classify texts.
+
+        Args:
+            input_ids: `(B, T)`, as the tokenizer makes them.
+            attention_mask: `(B, T)`, 1 where a token is real, 0 in the padding behind; None means
+                that all are real.
+            ngram_ids: `(B, T, N)`, where the tokenizer gives them.
+            labels: int64 `(B,)`, or shares of the classes, float `(B, K)`.
+
+        Returns:
+            `.logits` `(B, K)`, and `.loss` when labels are given.
+
+        Raises:
+            InputError: ids the embedding does not have, or no `ngram_ids` where they are needed.
+        """
+        lengths = None if attention_mask is None else attention_mask.sum(-1)
+        logits = self.classify(self.embedding(input_ids, ngram_ids), lengths)
+        return SequenceClassifierOutput(
+            loss=self.loss(logits, labels),
+            logits=logits,
+        )

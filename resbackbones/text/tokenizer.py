@@ -1,0 +1,285 @@
+"""From texts to tokens: characters, bytes, words or byte-pair pieces, learned by one function.
+
+The answer is a transformers fast tokenizer, saved and loaded like any other. Each text begins with
+a `[BOS]` token, so that even an empty one is a position for the net to look at; special tokens
+written out in a text are text.
+"""
+
+import dataclasses
+import inspect
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from tokenizers import Encoding, Regex, Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.decoders import Fuse
+from tokenizers.models import BPE, WordLevel
+from tokenizers.normalizers import NFC, Lowercase
+from tokenizers.normalizers import Sequence as Normalizers
+from tokenizers.pre_tokenizers import ByteLevel, Split, Whitespace
+from tokenizers.processors import TemplateProcessing
+from tokenizers.trainers import BpeTrainer, Trainer, WordLevelTrainer
+from transformers import BatchEncoding, PreTrainedTokenizerFast
+
+from resbackbones.errors import InputError, nearest
+
+PAD, UNKNOWN, BEGIN = "[PAD]", "[UNK]", "[BOS]"
+
+
+@dataclass(frozen=True)
+class Ngrams:
+    """Which character n-grams of a word get a number (Bojanowski et al. 2017, section 3.2).
+
+    A word stands between angle brackets, `<word>`, so that its ends differ from its inside. The
+    number is a hash, so every word has n-grams, also one that training never saw.
+
+    Attributes:
+        buckets: numbers to hash to; n-grams that fall together cannot be told apart.
+        shortest, longest: characters of an n-gram.
+        most: n-grams a word; of a long word the shortest ones from its beginning.
+
+    >>> Ngrams(buckets=1000, shortest=3, most=8).of_word("cat")  # <ca cat at> <cat cat> <cat>
+    (525, 833, 277, 680, 240, 666, 0, 0)
+
+    Raises:
+        InputError: a number below 1, or the shortest longer than the longest.
+    """
+
+    buckets: int = 131072
+    shortest: int = 2
+    longest: int = 5
+    most: int = 48
+
+    def __post_init__(self) -> None:
+        for name, value in dataclasses.asdict(self).items():
+            if not isinstance(value, int) or value < 1:
+                raise InputError(f"Ngrams has {name}={value!r}; use a whole number from 1 up")
+        if self.shortest > self.longest:
+            raise InputError(
+                f"Ngrams has shortest={self.shortest} above longest={self.longest}; exchange them"
+            )
+
+    def of_word(self, word: str) -> tuple[int, ...]:
+        """The numbers of a word's n-grams, 1 to `buckets`, filled up to `most` with 0."""
+        return _ngrams_of_word(self, word)
+
+    @property
+    def of_nothing(self) -> tuple[int, ...]:
+        """The row of a special token or of padding: `most` zeros."""
+        return (0,) * self.most
+
+
+@lru_cache(maxsize=1 << 17)
+def _ngrams_of_word(options: Ngrams, word: str) -> tuple[int, ...]:
+    marked = f"<{word}>"
+    found = [
+        # CRC-32 is the same on every machine; Python's own hash of a string is not.
+        1 + zlib.crc32(marked[start : start + size].encode()) % options.buckets
+        for size in range(options.shortest, options.longest + 1)
+        for start in range(len(marked) - size + 1)
+    ][: options.most]
+    return (*found, *(0,) * (options.most - len(found)))
+
+
+class NgramTokenizer(PreTrainedTokenizerFast):
+    """A word tokenizer that gives, beside `input_ids` `(B, T)`, the character n-grams of each word:
+    `ngram_ids` `(B, T, N)`, 0 where there is none. `train_tokenizer` makes it."""
+
+    # No __init__ here: with one, transformers would rebuild the tokenizer without its normaliser.
+    model_input_names = ["input_ids", "attention_mask", "ngram_ids"]  # noqa: RUF012 (their form)
+
+    @property
+    def ngrams(self) -> Ngrams:
+        """Which n-grams; saved with the tokenizer."""
+        return Ngrams(**self.init_kwargs["ngram_options"])
+
+    def __call__(
+        self,
+        text: str | Sequence[str],
+        text_pair: None = None,
+        *,
+        is_split_into_words: bool = False,
+        return_overflowing_tokens: bool = False,
+        return_tensors: str | None = None,
+        **options: Any,
+    ) -> BatchEncoding:
+        """Tokenize one text or several; options are those of any transformers tokenizer.
+
+        Raises:
+            InputError: a pair of texts, words already split, or a request for what was cut off.
+        """
+        if text_pair is not None or is_split_into_words or return_overflowing_tokens:
+            raise InputError(
+                "a tokenizer with n-grams takes whole single texts; leave out text_pair, "
+                "is_split_into_words and return_overflowing_tokens"
+            )
+        encoded = super().__call__(text, **options)
+        texts = [text] if isinstance(text, str) else text
+        rows = [
+            self._ngram_rows(encoding, each)
+            for encoding, each in zip(encoded.encodings or (), texts, strict=True)
+        ]
+        single = texts is not text
+        encoded["ngram_ids"] = rows[0] if single else rows
+        return encoded.convert_to_tensors(return_tensors, prepend_batch_axis=single)
+
+    def _ngram_rows(self, encoding: Encoding, text: str) -> list[tuple[int, ...]]:
+        ngrams, normalizer = self.ngrams, self.backend_tokenizer.normalizer
+        return [
+            # From the text itself, where an unknown word still stands; padding and special tokens
+            # come from none of its characters.
+            ngrams.of_word(normalizer.normalize_str(text[start:end]))
+            if end > start
+            else ngrams.of_nothing
+            for start, end in encoding.offsets
+        ]
+
+    def _pad(self, encoded_inputs: Any, *arguments: Any, **options: Any) -> dict[str, Any]:
+        """Called by `pad`, and so by transformers' collators."""
+        padded = super()._pad(encoded_inputs, *arguments, **options)
+        if "ngram_ids" in padded:
+            missing = len(padded["input_ids"]) - len(padded["ngram_ids"])
+            padded["ngram_ids"] = [*padded["ngram_ids"], *[self.ngrams.of_nothing] * missing]
+        return padded
+
+
+def character(
+    vocab_size: int = 5000, min_frequency: int = 1, lowercase: bool = False
+) -> tuple[Tokenizer, Trainer]:
+    """Every character is a token, spaces and line ends too; rare ones are unknown."""
+    tokenizer = _blank(WordLevel(unk_token=UNKNOWN), lowercase)
+    tokenizer.pre_tokenizer = Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = Fuse()
+    return tokenizer, _most_frequent(vocab_size, min_frequency)
+
+
+def byte() -> tuple[Tokenizer, Trainer]:
+    """Every byte of the UTF-8 text is a token: nothing is learned, and nothing unknown."""
+    tokenizer = Tokenizer(BPE())
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = ByteLevelDecoder()
+    return tokenizer, _byte_pairs(len(ByteLevel.alphabet()) + 2, 1)  # so no pair is merged
+
+
+def word(
+    vocab_size: int = 50000,
+    min_frequency: int = 1,
+    lowercase: bool = False,
+) -> tuple[Tokenizer, Trainer]:
+    """Runs of letters and digits, and runs of other signs, are tokens; rare ones are unknown."""
+    tokenizer = _blank(WordLevel(unk_token=UNKNOWN), lowercase)
+    tokenizer.pre_tokenizer = Whitespace()
+    return tokenizer, _most_frequent(vocab_size, min_frequency)
+
+
+def bpe(
+    vocab_size: int = 8000, min_frequency: int = 2, lowercase: bool = False
+) -> tuple[Tokenizer, Trainer]:
+    """Byte-pair encoding of bytes (Sennrich et al. 2016; Radford et al. 2019): a frequent word is
+    one token, a rare one several, nothing is unknown."""
+    tokenizer = _blank(BPE(), lowercase)
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = ByteLevelDecoder()
+    return tokenizer, _byte_pairs(vocab_size, min_frequency)
+
+
+# A kind's parameters are the options it reads; any other is refused.
+KINDS: dict[str, Callable[..., tuple[Tokenizer, Trainer]]] = {
+    "character": character,
+    "byte": byte,
+    "word": word,
+    "bpe": bpe,
+}
+
+
+def train_tokenizer(
+    texts: Iterable[str],
+    kind: str = "word",
+    *,
+    ngrams: Ngrams | None = None,
+    **options: Any,
+) -> PreTrainedTokenizerFast:
+    """Learn a tokenizer from texts. The same texts give the same tokenizer.
+
+    Args:
+        texts: what to learn the vocabulary from: the training split's, not the others'.
+        kind: "character", "byte", "word" or "bpe".
+        ngrams: also give each word's character n-grams (kind "word" alone).
+        options: of all kinds but "byte": `vocab_size` (tokens at most, special ones included),
+            `min_frequency` (rarer ones are left out) and `lowercase`.
+
+    Raises:
+        InputError: an unknown kind, an option it does not read, or no text to learn from.
+
+    >>> tokenizer = train_tokenizer(["to be or not to be"], "word")
+    >>> tokenizer("to see or not to see")["input_ids"]
+    [2, 4, 1, 6, 5, 4, 1]
+    >>> train_tokenizer([], "byte")("hé")["input_ids"]
+    [1, 73, 129, 104]
+    """
+    if kind not in KINDS:
+        raise InputError(f"a tokenizer of kind {kind!r} is not known; {nearest(kind, KINDS)}")
+    known = list(inspect.signature(KINDS[kind]).parameters)
+    for name in options:
+        if name not in known:
+            raise InputError(
+                f"the {kind} tokenizer has no option {name!r}; "
+                + (nearest(name, known) if known else "leave it out")
+            )
+    for name in ("vocab_size", "min_frequency"):
+        if name in options and (not isinstance(options[name], int) or options[name] < 1):
+            raise InputError(f"{name}={options[name]!r} is not a count; use a whole number above 0")
+    if ngrams is not None and kind != "word":
+        raise InputError(f"n-grams are parts of words; use kind='word' with them, not {kind!r}")
+    tokenizer, trainer = KINDS[kind](**options)
+    tokenizer.train_from_iterator(texts, trainer)
+    special = {"pad_token": PAD, "unk_token": UNKNOWN, "bos_token": BEGIN}
+    special = {n: t for n, t in special.items() if tokenizer.token_to_id(t) is not None}
+    if tokenizer.get_vocab_size() == len(special):
+        raise InputError("there is nothing to learn a vocabulary from; give texts with words")
+    begin = [(BEGIN, tokenizer.token_to_id(BEGIN))]
+    tokenizer.post_processor = TemplateProcessing(
+        single=f"{BEGIN} $A", pair=f"{BEGIN} $A {BEGIN} $B", special_tokens=begin
+    )
+    settings: dict[str, Any] = {
+        **special,
+        "tokenizer_object": tokenizer,
+        "split_special_tokens": True,
+        "padding_side": "right",
+        "clean_up_tokenization_spaces": False,
+    }
+    if ngrams is None:
+        return PreTrainedTokenizerFast(**settings)
+    return NgramTokenizer(**settings, ngram_options=dataclasses.asdict(ngrams))
+
+
+def _blank(model: BPE | WordLevel, lowercase: bool) -> Tokenizer:
+    """One spelling for what looks the same (Unicode NFC), before anything is split."""
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = Normalizers([NFC(), Lowercase()] if lowercase else [NFC()])
+    return tokenizer
+
+
+def _most_frequent(vocab_size: int, min_frequency: int) -> Trainer:
+    return WordLevelTrainer(
+        vocab_size=vocab_size,
+        min_frequency=min_frequency,
+        special_tokens=[PAD, UNKNOWN, BEGIN],
+        show_progress=False,
+    )
+
+
+def _byte_pairs(vocab_size: int, min_frequency: int) -> Trainer:
+    return BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=min_frequency,
+        special_tokens=[PAD, BEGIN],
+        initial_alphabet=ByteLevel.alphabet(),
+        show_progress=False,
+    )
+
+
+__all__: Sequence[str] = ("KINDS", "NgramTokenizer", "Ngrams", "train_tokenizer")

@@ -1,0 +1,271 @@
+"""Text models keep the padding promise for every kind of token, come back from disk bit for bit,
+run in a transformers pipeline and learn."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import resbackbones as rb
+from resbackbones.errors import InputError
+from resbackbones.text import (
+    Embedding,
+    Ngrams,
+    ResidualForSequenceClassification,
+    ResidualTextConfig,
+    train_tokenizer,
+)
+
+TEXTS = ["who wrote the book on rivers", "what is a café", "how far is it to Zürich, or Bern?"]
+LABELS = ["person", "thing", "number"]
+TOKENIZERS: dict[str, Any] = {
+    "character": train_tokenizer(TEXTS, "character"),
+    "byte": train_tokenizer(TEXTS, "byte"),
+    "word": train_tokenizer(TEXTS, "word"),
+    "bpe": train_tokenizer(TEXTS, "bpe", vocab_size=300),
+    "ngrams": train_tokenizer(TEXTS, "word", ngrams=Ngrams(buckets=200), lowercase=True),
+}
+SMALL = rb.BackboneSpec(
+    (rb.Stage(12, 1), rb.Stage(16, 1, stride=2)), dims=1, in_channels=8, stem=rb.Stem(12)
+)
+NETS: dict[str, dict[str, Any]] = {
+    "post": {"name_or_spec": SMALL},
+    "pre": {"name_or_spec": SMALL, "order": "pre", "downsample": "max"},
+    "causal": {"name_or_spec": SMALL, "causal": True, "norm": "layer"},
+    "temporal": {"name_or_spec": "tcn_char", "head": {"pooling": "max"}},
+    "dpcnn": {"name_or_spec": "dpcnn", "head": {"pooling": "mean_max"}},
+    "vdcnn9": {"name_or_spec": "vdcnn9", "attention": "se"},
+}
+
+
+def trained(tokens: str, net: str = "pre", **options: Any) -> ResidualForSequenceClassification:
+    """A model with the running statistics and embedding of one that has been trained."""
+    torch.manual_seed(0)
+    options = {"labels": LABELS, "processor": TOKENIZERS[tokens], **NETS[net], **options}
+    model = ResidualForSequenceClassification.build(**options)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(getattr(module, "running_mean", None), torch.Tensor):
+                module.running_mean.normal_()
+                module.running_var.uniform_(0.5, 2)
+        for table in model.embedding.parameters():
+            table.mul_(50)  # N(0, 1): nothing hides behind small numbers
+    return model.eval()
+
+
+def same(batch: torch.Tensor, single: torch.Tensor) -> bool:
+    return bool((batch - single).abs().max() <= 1e-4 * max(1.0, float(single.abs().max())))
+
+
+@pytest.mark.parametrize("net", ["pre", "causal"])
+@pytest.mark.parametrize("tokens", TOKENIZERS)
+def test_a_batch_gives_the_logits_of_each_text_alone(tokens: str, net: str) -> None:
+    check_batch_is_single(trained(tokens, net), examples=10)
+
+
+@pytest.mark.parametrize("net", [net for net in NETS if net not in ("pre", "causal")])
+def test_any_net_keeps_the_promise(net: str) -> None:
+    check_batch_is_single(trained("ngrams", net), examples=4)
+
+
+def check_batch_is_single(model: ResidualForSequenceClassification, examples: int) -> None:
+    words = " ".join(TEXTS).split()
+
+    @settings(max_examples=examples, deadline=None)
+    @given(lengths=st.lists(st.integers(0, 30), min_size=2, max_size=4), seed=st.integers(0, 99))
+    def check(lengths: list[int], seed: int) -> None:
+        random = np.random.default_rng(seed)
+        texts = [" ".join(random.choice(words, length)) for length in lengths]
+        batch = model.processor(texts, padding=True, return_tensors="pt")
+        # What stands in the padding must not matter.
+        padding = batch["attention_mask"] == 0
+        batch["input_ids"][padding] = 3
+        if "ngram_ids" in batch:
+            batch["ngram_ids"][padding] = 7
+        with torch.no_grad():
+            together = model(**batch).logits
+            for row, text in enumerate(texts):
+                alone = model.processor(text, return_tensors="pt")
+                assert same(together[row], model(**alone).logits[0])
+                del alone["attention_mask"]
+                assert same(together[row], model(**alone).logits[0])
+
+    check()
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_an_empty_text_has_finite_logits(net: str) -> None:
+    model = trained("word", net)
+    assert model(**model.processor("", return_tensors="pt")).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("tokens", TOKENIZERS)
+def test_saved_and_loaded_it_is_the_same_bit_for_bit(tokens: str, tmp_path: Path) -> None:
+    model = trained(tokens, embedding=Embedding(0.2, 0.1), head={"dropout": 0.3})
+    model.save_pretrained(tmp_path)
+    batch = model.processor([*TEXTS, "unheard of"], padding=True, return_tensors="pt")
+    for loaded in (
+        ResidualForSequenceClassification.from_pretrained(tmp_path),
+        transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path),
+    ):
+        assert isinstance(loaded, ResidualForSequenceClassification)
+        assert loaded.config.id2label == dict(enumerate(LABELS))
+        assert loaded.config.to_dict() == model.config.to_dict() | {
+            "_name_or_path": str(tmp_path), "dtype": loaded.config.to_dict()["dtype"]
+        }  # fmt: skip
+        assert loaded.embedding.dropout.p == 0.2 and loaded.embedding.word_dropout.p == 0.1
+        again = loaded.processor([*TEXTS, "unheard of"], padding=True, return_tensors="pt")
+        assert torch.equal(model(**batch).logits, loaded(**again).logits)
+        assert not set(dict(loaded.named_buffers())) - set(loaded.state_dict())
+    config = transformers.AutoConfig.from_pretrained(tmp_path)
+    assert isinstance(config, ResidualTextConfig) and "resnet" not in config.model_type
+
+
+@pytest.mark.parametrize("tokens", TOKENIZERS)
+def test_pipeline_takes_one_text_or_a_batch(tokens: str, tmp_path: Path) -> None:
+    model = trained(tokens)
+    model.save_pretrained(tmp_path)
+    classify = transformers.pipeline("text-classification", model=str(tmp_path))
+    texts = [*TEXTS, "", "unheard of"]
+    singles = [classify(text)[0] for text in texts]
+    batch = classify(texts, batch_size=3)
+    for text, single, padded in zip(texts, singles, batch, strict=True):
+        with torch.no_grad():
+            logits = model(**model.processor(text, return_tensors="pt")).logits[0]
+        assert single["label"] == padded["label"] == LABELS[int(logits.argmax())]
+        assert single["score"] == pytest.approx(float(logits.softmax(0).max()), abs=1e-5)
+        assert padded["score"] == pytest.approx(single["score"], abs=1e-5)
+    ranked = classify(texts[0], top_k=None)
+    assert ranked[0] == singles[0] and {item["label"] for item in ranked} == set(LABELS)
+
+
+def test_parameters() -> None:
+    tokenizer = TOKENIZERS["ngrams"]
+    net = rb.backbone("dpcnn")
+    expected = {
+        "tokens": len(tokenizer) * 250,
+        "n-grams": (200 + 1) * 250,
+        "backbone": 15 * (250 * 250 * 3 + 250),
+        "head": 2 * 250 * 3 + 3,
+    }
+    assert rb.count_parameters(net) == expected["backbone"]
+    model = trained("ngrams", "dpcnn")
+    assert len(tokenizer) == 22 and rb.count_parameters(model) == sum(expected.values())
+
+
+@pytest.mark.parametrize("tokens", ["byte", "ngrams"])
+def test_it_learns_sixteen_sentences_by_heart(tokens: str) -> None:
+    torch.manual_seed(0)
+    texts = [
+        f"{ask} {verb} the {thing} ?"
+        for ask in ("who", "what", "where", "when")
+        for verb, thing in (("made", "bread"), ("is", "sea"), ("saw", "moon"), ("lost", "key"))
+    ]
+    labels = torch.arange(16) // 4
+    options = {"byte": {"kind": "byte"}, "ngrams": {"ngrams": Ngrams()}}[tokens]
+    tokenizer = train_tokenizer(texts, **options)  # type: ignore[arg-type]
+    spec = rb.BackboneSpec(
+        (rb.Stage(32, 2),), dims=1, in_channels=32, order="pre", stem=rb.Stem(32)
+    )
+    model = ResidualForSequenceClassification.build(
+        spec, num_labels=4, processor=tokenizer, head={"pooling": "mean_max"}
+    )
+    batch = tokenizer(texts, padding=True, return_tensors="pt")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(60):
+        loss = model(**batch, labels=labels).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.eval()
+    with torch.no_grad():
+        out = model(**batch, labels=labels)
+    assert out.loss < 0.01 and torch.equal(out.logits.argmax(1), labels)
+    assert not model.embedding.tokens.weight[0].any()  # padding stays nothing
+
+
+def test_embedding_dropout_is_for_training_alone() -> None:
+    model = trained("word", embedding=Embedding(word_dropout=0.5))
+    ids = model.processor(TEXTS[0], return_tensors="pt")["input_ids"]
+    whole = model.embedding(ids)
+    assert torch.equal(whole, model.embedding(ids))
+    torch.manual_seed(0)
+    dropped = model.embedding.train()(ids)
+    gone = (dropped == 0).all(1)
+    assert 0 < gone.sum() < ids.numel()  # whole tokens, and what is left is scaled up
+    torch.testing.assert_close(dropped[0, :, ~gone[0]], 2 * whole[0, :, ~gone[0]])
+
+
+def test_unknown_words_differ_by_their_ngrams() -> None:
+    def logits(tokens: str, text: str) -> torch.Tensor:
+        model = trained(tokens)
+        return model(**model.processor(text, return_tensors="pt")).logits
+
+    assert torch.equal(logits("word", "unheard"), logits("word", "unseen"))
+    assert not torch.equal(logits("ngrams", "unheard"), logits("ngrams", "unseen"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"num_labels": 2, "labels": None, "name_or_spec": "dpcn"}, "did you mean 'dpcnn'"),
+        ({"kernel": 3}, "BackboneSpec has no field 'kernel'"),
+        ({"name_or_spec": "resnet20"}, "add dims=1 and in_channels="),
+        ({"labels": None}, "needs its classes"),
+        ({"head": {"pooling": "median"}}, "pooling='median'"),
+    ],
+    ids=str,
+)
+def test_wrong_builds_are_refused(changes: dict[str, Any], sentence: str) -> None:
+    options = {"name_or_spec": SMALL, "labels": LABELS, "processor": TOKENIZERS["word"], **changes}
+    with pytest.raises(InputError, match=sentence):
+        ResidualForSequenceClassification.build(**options)
+
+
+def test_wrong_embeddings_are_refused() -> None:
+    with pytest.raises(InputError, match=r"Embedding has word_dropout=1\.0"):
+        Embedding(word_dropout=1.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"padding_side": "left"}, "padding token, put on the right"),
+        ({"pad_token": None}, "padding token, put on the right"),
+        ({"model_input_names": ["input_ids", "token_type_ids"]}, "gives token_type_ids"),
+    ],
+    ids=str,
+)
+def test_wrong_tokenizers_are_refused(changes: dict[str, Any], sentence: str) -> None:
+    tokenizer = train_tokenizer(TEXTS, "word")
+    for name, value in changes.items():
+        setattr(tokenizer, name, value)
+    with pytest.raises(InputError, match=sentence):
+        ResidualForSequenceClassification.build(SMALL, labels=LABELS, processor=tokenizer)
+
+
+def test_wrong_inputs_are_refused() -> None:
+    model = trained("ngrams")
+    batch = dict(model.processor("who is it", return_tensors="pt"))
+    with pytest.raises(InputError, match="needs ngram_ids"):
+        model(input_ids=batch["input_ids"])
+    with pytest.raises(InputError, match="run from 2 to 99, but the embedding has 22 tokens"):
+        model(**batch | {"input_ids": torch.tensor([[2, 99, 4, 5]])})
+
+
+def test_a_checkpoint_of_another_vocabulary_is_refused(tmp_path: Path) -> None:
+    trained("word").save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"embedding\.tokens\.weight has shape"):
+        ResidualForSequenceClassification.from_pretrained(tmp_path, vocab_size=7)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        new = ResidualForSequenceClassification.from_pretrained(
+            tmp_path, num_labels=5, ignore_mismatched_sizes=True
+        )
+    assert new.head.linear.weight.shape == (5, 16)

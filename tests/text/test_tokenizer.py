@@ -1,0 +1,141 @@
+"""Tokenizers of every kind: learned alike, saved and loaded alike, and nothing they cannot take."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from resbackbones.errors import InputError
+from resbackbones.text import Ngrams, NgramTokenizer, train_tokenizer
+from resbackbones.text.tokenizer import KINDS
+
+TEXTS = ["Who wrote it?", "what is a café", "How far is it to Zürich?", "who is it"] * 2
+ODD = ["", " ", "\n\t", "[PAD] [BOS] it", "日本語 🙂", "who\u0301", "x" * 500, "it it it"]
+WITH_NGRAMS: dict[str, dict[str, Any]] = {
+    **{kind: {"kind": kind} for kind in KINDS},
+    "word+ngrams": {"kind": "word", "ngrams": Ngrams(buckets=50, most=9)},
+}
+
+
+@pytest.mark.parametrize("name", WITH_NGRAMS)
+def test_saved_and_loaded_it_says_the_same(name: str, tmp_path: Path) -> None:
+    tokenizer = train_tokenizer(TEXTS, **WITH_NGRAMS[name])
+    tokenizer.save_pretrained(tmp_path)
+    loaded = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert isinstance(loaded, NgramTokenizer) == (name == "word+ngrams")
+    assert dict(loaded(ODD)) == dict(tokenizer(ODD))
+    assert len(loaded) == len(tokenizer) and loaded.pad_token_id == tokenizer.pad_token_id == 0
+    assert max(max(ids) for ids in tokenizer(ODD)["input_ids"]) < len(tokenizer)
+
+
+@pytest.mark.parametrize("name", WITH_NGRAMS)
+def test_the_same_texts_give_the_same_tokenizer(name: str) -> None:
+    one, other = (train_tokenizer(iter(TEXTS), **WITH_NGRAMS[name]) for _ in range(2))
+    assert one.backend_tokenizer.to_str() == other.backend_tokenizer.to_str()
+
+
+@pytest.mark.parametrize("name", WITH_NGRAMS)
+def test_an_empty_text_is_one_token_and_special_tokens_are_text(name: str) -> None:
+    tokenizer = train_tokenizer(TEXTS, **WITH_NGRAMS[name])
+    begin, padding = tokenizer.bos_token_id, tokenizer.pad_token_id
+    assert tokenizer("")["input_ids"] == [begin]
+    ids = tokenizer("[PAD] [BOS]")["input_ids"]
+    assert ids[0] == begin and not {begin, padding} & set(ids[1:])
+    batch = tokenizer(["", "who is"], padding=True, return_tensors="pt")
+    assert batch["input_ids"].dtype == torch.int64
+    assert batch["attention_mask"].sum(1).tolist() == [1, len(tokenizer("who is")["input_ids"])]
+
+
+@pytest.mark.parametrize("kind", ["byte", "bpe"])
+def test_bytes_spell_any_text(kind: str) -> None:
+    tokenizer = train_tokenizer(TEXTS, kind)
+    for text in ("日本語 🙂\x00\n", "  two  spaces ", *TEXTS):
+        assert tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) == text
+
+
+def test_what_a_token_is() -> None:
+    def tokens(kind: str, text: str, **options: Any) -> list[str]:
+        tokenizer = train_tokenizer(TEXTS, kind, **options)
+        return tokenizer.convert_ids_to_tokens(tokenizer(text)["input_ids"])[1:]
+
+    assert tokens("character", "it\nis!") == ["i", "t", "[UNK]", "i", "s", "[UNK]"]
+    assert tokens("byte", "it") == ["i", "t"]
+    assert tokens("word", "who, is it??") == ["who", "[UNK]", "is", "it", "[UNK]"]
+    assert tokens("word", "WHO is", lowercase=True) == ["who", "is"]
+    assert tokens("word", "who café", min_frequency=3) == ["[UNK]", "[UNK]"]
+    assert tokens("word", "cafe\u0301") == ["café"]  # one spelling of what looks the same
+    assert tokens("bpe", " is it") == ["Ġis", "Ġit"]
+
+
+def test_the_vocabulary_is_no_larger_than_asked() -> None:
+    assert len(train_tokenizer(TEXTS, "word", vocab_size=6)) == 6
+    assert len(train_tokenizer(TEXTS, "bpe", vocab_size=262)) == 262
+    assert len(train_tokenizer(TEXTS, "byte")) == 258
+
+
+def test_ngrams_of_words_seen_and_unseen() -> None:
+    options = Ngrams(buckets=1000, shortest=3, longest=4, most=6)
+    tokenizer = train_tokenizer(TEXTS, "word", ngrams=options, lowercase=True)
+    assert isinstance(tokenizer, NgramTokenizer)
+    encoded = tokenizer("who WHOM")
+    assert encoded["input_ids"][1:] == [tokenizer.convert_tokens_to_ids("who"), 1]
+    nothing, who, whom = encoded["ngram_ids"]
+    assert nothing == (0,) * 6
+    assert who == options.of_word("who") and whom == options.of_word("whom")
+    # <wh who ho> <who who>; then <wh who hom om> <who whom (hom> is one too many)
+    assert who[-1] == 0 and who[:2] == whom[:2] and who[3] == whom[4] and 0 not in whom
+    assert all(0 < number <= 1000 for number in who[:5])
+    assert options.of_word("who") == (70, 666, 978, 503, 283, 0)  # on every machine
+
+
+def test_ngrams_in_batches_of_any_form() -> None:
+    tokenizer = train_tokenizer(TEXTS, "word", ngrams=Ngrams(most=5))
+    single = [tokenizer(text) for text in ("who is it", "")]
+    assert len(single[0]["ngram_ids"]) == 4 and len(single[0]["ngram_ids"][0]) == 5
+    together = tokenizer(["who is it", ""], padding=True, return_tensors="pt")
+    assert together["ngram_ids"].shape == (2, 4, 5)
+    collate = transformers.DataCollatorWithPadding(tokenizer)
+    for name, value in collate(single).items():
+        assert torch.equal(value, together[name])
+    one = tokenizer("who is it", return_tensors="pt")
+    assert torch.equal(one["ngram_ids"], together["ngram_ids"][:1])
+    cut = tokenizer("who is it", truncation=True, max_length=2)
+    assert cut["ngram_ids"] == single[0]["ngram_ids"][:2]
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"kind": "words"}, "did you mean 'word'"),
+        ({"kind": "byte", "vocab_size": 300}, "no option 'vocab_size'; leave it out"),
+        ({"kind": "word", "vocabsize": 300}, "did you mean 'vocab_size'"),
+        ({"kind": "word", "vocab_size": 0}, "vocab_size=0 is not a count"),
+        ({"kind": "bpe", "ngrams": Ngrams()}, "use kind='word' with them, not 'bpe'"),
+    ],
+    ids=str,
+)
+def test_wrong_options_are_refused(options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        train_tokenizer(TEXTS, **options)
+
+
+def test_nothing_to_learn_from_is_refused() -> None:
+    for texts in ([], ["", " "]):
+        with pytest.raises(InputError, match="nothing to learn a vocabulary from"):
+            train_tokenizer(texts, "word")
+
+
+def test_wrong_ngrams_are_refused() -> None:
+    with pytest.raises(InputError, match="buckets=0"):
+        Ngrams(buckets=0)
+    with pytest.raises(InputError, match="shortest=6 above longest=5"):
+        Ngrams(shortest=6)
+
+
+def test_ngrams_need_whole_single_texts() -> None:
+    tokenizer = train_tokenizer(TEXTS, "word", ngrams=Ngrams())
+    for options in ({"text_pair": "b"}, {"is_split_into_words": True}):
+        with pytest.raises(InputError, match="takes whole single texts"):
+            tokenizer("a", **options)
