@@ -736,16 +736,20 @@ class _Run(TrainerCallback):
 def _identity(model: PreTrainedModel, train: Dataset, options: Options) -> dict[str, Any]:
     """What a run and its continuation must share, in plain values."""
     names = {entry.name for entry in dataclasses.fields(options)} - FREE
-    given: dict[str, Any] = {name: getattr(options, name) for name in sorted(names)}
+    # The first that differs is told, so what says most comes first.
+    given: dict[str, Any] = {
+        "model class": type(model).__name__,
+        "parameters": count_parameters(model),
+        "training items": _count(train, "train on"),
+    }
+    given |= {name: getattr(options, name) for name in sorted(names)}
     given["optimizer"] = str(options.optimizer)
     given["optimizer_arguments"] = dict(options.optimizer_arguments)
     config = model.config.to_dict()
     # The rest are transformers' own fields, some of which saving sets.
-    own = {"spec", "head", "id2label"} & set(config)
-    given["model"] = json.dumps({name: config[name] for name in sorted(own)}, default=str)
-    given["model class"] = type(model).__name__
-    given["parameters"] = count_parameters(model)
-    given["training items"] = _count(train, "train on")
+    for name in ("spec", "head", "id2label"):
+        if name in config:
+            given[name] = json.dumps(config[name], default=str)
     return given
 
 

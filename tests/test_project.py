@@ -71,6 +71,17 @@ def test_the_readme_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         exec(compile(block, "README.md", "exec"), {})
 
 
+def test_the_readme_examples_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    examples = re.findall(r"```python\n(.*?)```", read("README.md"), re.DOTALL)
+    assert len(examples) == 4  # the core, and one a wing
+    for example in examples:
+        exec(compile(example, "README.md", "exec"), {})
+    assert "in the first block" in capsys.readouterr().out
+
+
 def test_the_readme_has_a_place_for_results() -> None:
     assert read("README.md").count(BEGIN) == read("README.md").count(END) == 1
 

@@ -510,7 +510,7 @@ def test_a_folder_belongs_to_one_run(tmp_path: Path) -> None:
         one_sentence(error)
     with pytest.raises(InputError, match="training items=50, not 40"):
         fit(tiny(), Blobs(40), None, resume)
-    with pytest.raises(InputError, match="model="):
+    with pytest.raises(InputError, match="parameters="):
         fit(tiny(num_labels=3), Blobs(), None, resume)
     assert len(log(tmp_path)) == 1
 
@@ -837,6 +837,14 @@ def test_training_computes_in_its_precision_and_evaluation_in_float32(precision:
     model.seen.clear()
     evaluate(model, Blobs(), precision="bfloat16")
     assert {dtype for _, dtype, _ in model.seen} == {torch.bfloat16}
+
+
+def test_t9_no_step_asks_whether_its_loss_is_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    for name in ("isnan", "isinf"):  # on a GPU each would be waited for
+        monkeypatch.setattr(torch, name, lambda x, name=name: asked.append(name) or x != x)
+    fit(tiny(), Blobs(), options=Options(epochs=2, batch_size=8, progress=False))
+    assert not asked
 
 
 def test_the_model_is_left_as_it_was_but_for_its_weights() -> None:

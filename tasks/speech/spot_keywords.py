@@ -105,7 +105,7 @@ def main(config: Config) -> None:
         processor=extractor,
     )
     build()  # what does not fit together is told before the recordings are read
-    sources = splits.train, splits.validation, splits.test or splits.validation
+    sources = [s for s in (splits.train, splits.validation, splits.test) if s is not None]
     clips = [read_clips(source, config.sampling_rate, config.on_bad) for source in sources]
     if (leak := speaker_leak(sources[0], sources[-1])) is not None:
         print(f"{leak:.0%} of the clips of {sources[-1].name} are by speakers heard in training")

@@ -79,6 +79,8 @@ def test_trains_saves_records_and_resumes(
     classify(*given, "--resume")
     assert Path("out/seed-0/log.jsonl").read_text() == trained
     assert load_records("results")[0].values == record.values
+    other = refused(capsys, *given[: -len(SPEED)], "--spec", "resnet32", *SPEED[2:], "--resume")
+    assert "has parameters=269267, not 463699" in other  # a checkpoint of another shape
 
 
 def test_a_damaged_image_is_named_or_left_out(

@@ -135,6 +135,7 @@ def test_rows_without_a_text_are_named_or_counted(
 
 def test_on_the_command_line_bad_input_exits_with_2_and_no_traceback(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tasks.text.classify_text", "--data", "no/such/folder"]
+    command += ["--output", str(tmp_path / "out")]
     root = Path(__file__).parents[2]
     ended = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=100)
     assert ended.returncode == 2

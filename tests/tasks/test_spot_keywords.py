@@ -1,6 +1,7 @@
 """The keyword recipe trains, saves and records on recordings of two tones, and names bad input."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -129,6 +130,15 @@ def test_bad_recordings_are_named_or_counted(
     (recordings / "train" / "high" / "short.wav").unlink()
     error = refused(capsys, *arguments)
     assert "empty.wav" in error and "0 bytes" in error
+
+
+def test_without_a_test_split_a_bad_recording_counts_once(
+    recordings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(recordings / "test")
+    (recordings / "validation" / "high" / "empty.wav").write_bytes(b"")
+    spot("--data", recordings, "--output", tmp_path / "out", "--on-bad", "skip", *SPEED)
+    assert "left out 1 damaged item" in capsys.readouterr().out
 
 
 def test_on_the_command_line_bad_input_exits_with_2_and_no_traceback(tmp_path: Path) -> None:

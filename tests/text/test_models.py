@@ -168,7 +168,7 @@ def test_it_learns_sixteen_sentences_by_heart(tokens: str) -> None:
         for verb, thing in (("made", "bread"), ("is", "sea"), ("saw", "moon"), ("lost", "key"))
     ]
     labels = torch.arange(16) // 4
-    options = {"byte": {"kind": "byte"}, "ngrams": {"ngrams": Ngrams()}}[tokens]
+    options = {"byte": {"kind": "byte"}, "ngrams": {"ngrams": Ngrams(buckets=512)}}[tokens]
     tokenizer = train_tokenizer(texts, **options)  # type: ignore[arg-type]
     spec = rb.BackboneSpec(
         (rb.Stage(32, 2),), dims=1, in_channels=32, order="pre", stem=rb.Stem(32)
