@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import datasets
@@ -41,21 +42,11 @@ def classify(*arguments: object) -> None:
     run(main, Config, ["--image-size", "12", *(str(argument) for argument in arguments)])
 
 
-def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """The one line on standard error of a run that ends with exit code 2."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stop:
-        classify(*arguments)
-    assert stop.value.code == 2
-    error = capsys.readouterr().err.strip()
-    assert error.startswith("error: ") and "\n" not in error
-    return error
-
-
 def test_trains_saves_records_and_resumes(
     pictures: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
+    refused: Callable[..., str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -74,22 +65,22 @@ def test_trains_saves_records_and_resumes(
     )
     assert {item["label"] for item in answer} == set(COLOURS)
 
-    assert "holds a run already" in refused(capsys, *given)
+    assert "holds a run already" in refused(classify, *given)
     trained = Path("out/seed-0/log.jsonl").read_text()
     classify(*given, "--resume")
     assert Path("out/seed-0/log.jsonl").read_text() == trained
     assert load_records("results")[0].values == record.values
-    other = refused(capsys, *given[: -len(SPEED)], "--spec", "resnet32", *SPEED[2:], "--resume")
+    other = refused(classify, *given[: -len(SPEED)], "--spec", "resnet32", *SPEED[2:], "--resume")
     assert "has parameters=269267, not 463699" in other  # a checkpoint of another shape
 
 
 def test_a_damaged_image_is_named_or_left_out(
-    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], refused: Callable[..., str]
 ) -> None:
     bad = pictures / "train" / "red" / "0.png"
     bad.write_bytes(bad.read_bytes()[:70])
     given = ("--data", pictures, "--output", tmp_path / "out", *SPEED)
-    assert str(bad) in refused(capsys, *given)
+    assert str(bad) in refused(classify, *given)
     classify(*given, "--on-bad", "skip")
     assert f"left out 1 damaged items, the first: {bad}" in capsys.readouterr().out
 
@@ -119,7 +110,7 @@ def test_bad_input_is_one_sentence(
     sentence: str,
     pictures: Path,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    refused: Callable[..., str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -135,7 +126,7 @@ def test_bad_input_is_one_sentence(
     strange = datasets.Dataset.from_dict({"image": [image] * 4, "label": [0, 1, 7, 1]})
     strange.to_parquet("range/test.parquet")
     given = [] if "--resume" in arguments or "--output" in arguments else ["--output", "out"]
-    assert sentence in refused(capsys, *arguments, *given, "--epochs", "1", "--device", "cpu")
+    assert sentence in refused(classify, *arguments, *given, "--epochs", "1", "--device", "cpu")
 
 
 def test_the_command_line_shows_no_traceback(tmp_path: Path) -> None:

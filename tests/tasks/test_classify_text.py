@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -37,16 +38,6 @@ def questions(tmp_path: Path) -> Path:
 
 def classify(*arguments: object) -> None:
     run(main, Config, [str(argument) for argument in arguments])
-
-
-def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """The one line on standard error of a run that ends with exit code 2."""
-    with pytest.raises(SystemExit) as stop:
-        classify(*arguments)
-    assert stop.value.code == 2
-    error = capsys.readouterr().err.strip()
-    assert error.startswith("error: ") and "\n" not in error
-    return error
 
 
 def test_trains_saves_records_and_says_how_to_go_on(
@@ -94,10 +85,10 @@ def test_other_tokenizers_and_nets_resume(
 
 
 def test_bad_input_is_one_sentence(
-    questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    questions: Path, tmp_path: Path, refused: Callable[..., str]
 ) -> None:
     def told(*arguments: object) -> str:
-        return refused(capsys, "--output", tmp_path / "out", *SPEED, *arguments)
+        return refused(classify, "--output", tmp_path / "out", *SPEED, *arguments)
 
     assert "nowhere" in told("--data", tmp_path / "nowhere")
     assert "'sentiment'" in told("--data", questions, "--label-column", "sentiment")
@@ -110,25 +101,25 @@ def test_bad_input_is_one_sentence(
 
 
 def test_a_label_outside_the_range_is_named(
-    questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    questions: Path, tmp_path: Path, refused: Callable[..., str]
 ) -> None:
     (questions / "labels.json").write_text('["place", "person"]')
     table = pandas.read_csv(questions / "train.csv")
     table["label"] = table["label"].map({"place": 0, "person": 1})
     table.loc[5, "label"] = 7
     table.to_csv(questions / "train.csv", index=False)
-    error = refused(capsys, "--data", questions, "--output", tmp_path / "out", *SPEED)
+    error = refused(classify, "--data", questions, "--output", tmp_path / "out", *SPEED)
     assert "7" in error and "row 5" in error
 
 
 def test_rows_without_a_text_are_named_or_counted(
-    questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], refused: Callable[..., str]
 ) -> None:
     table = pandas.read_csv(questions / "test.csv")
     table.loc[3, "text"] = None
     table.to_csv(questions / "test.csv", index=False)
     arguments = ["--data", questions, "--output", tmp_path / "out", *SPEED]
-    assert "row 3" in refused(capsys, *arguments)
+    assert "row 3" in refused(classify, *arguments)
     classify(*arguments, "--on-bad", "skip")
     assert "left out 1 damaged items" in capsys.readouterr().out
 

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -39,16 +40,6 @@ def recordings(tmp_path: Path) -> Path:
 
 def spot(*arguments: object) -> None:
     run(main, Config, [str(argument) for argument in arguments])
-
-
-def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """The one line on standard error of a run that ends with exit code 2."""
-    with pytest.raises(SystemExit) as stop:
-        spot(*arguments)
-    assert stop.value.code == 2
-    error = capsys.readouterr().err.strip()
-    assert error.startswith("error: ") and "\n" not in error
-    return error
 
 
 def test_trains_saves_records_and_says_how_to_go_on(
@@ -100,10 +91,10 @@ def test_without_validation_and_test_splits_some_rows_are_held_out(
 
 
 def test_bad_input_is_one_sentence(
-    recordings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    recordings: Path, tmp_path: Path, refused: Callable[..., str]
 ) -> None:
     def told(*arguments: object) -> str:
-        return refused(capsys, "--output", tmp_path / "out", *SPEED, *arguments)
+        return refused(spot, "--output", tmp_path / "out", *SPEED, *arguments)
 
     assert "nowhere" in told("--data", tmp_path / "nowhere")
     assert "'sound'" in told("--data", recordings, "--label-column", "sound")
@@ -116,19 +107,22 @@ def test_bad_input_is_one_sentence(
 
 
 def test_bad_recordings_are_named_or_counted(
-    recordings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    recordings: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    refused: Callable[..., str],
 ) -> None:
     arguments = ["--data", recordings, "--output", tmp_path / "out", *SPEED]
     whole = (recordings / "train" / "low" / "0.wav").read_bytes()
     (recordings / "train" / "low" / "short.wav").write_bytes(whole[:1000])
-    error = refused(capsys, *arguments)
+    error = refused(spot, *arguments)
     assert "short.wav" in error and "cut short" in error
     (recordings / "test" / "high" / "empty.wav").write_bytes(b"")
     (recordings / "train" / "low" / "short.wav").rename(recordings / "train" / "high" / "short.wav")
     spot(*arguments, "--on-bad", "skip")
     assert "left out 2 damaged items" in capsys.readouterr().out
     (recordings / "train" / "high" / "short.wav").unlink()
-    error = refused(capsys, *arguments)
+    error = refused(spot, *arguments)
     assert "empty.wav" in error and "0 bytes" in error
 
 
