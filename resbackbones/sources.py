@@ -226,6 +226,24 @@ def open_splits(
     return Splits(train, validation, test, held_out)
 
 
+def joined(first: Source, second: Source) -> Source:
+    """The rows of two splits of one data set, for a last training when nothing is left to choose.
+
+    >>> from datasets import Dataset
+    >>> rows = Dataset.from_dict({"text": ["a", "b", "c", "d"], "label": [0, 1, 0, 1]})
+    >>> source = open_dataset(rows)
+    >>> both = joined(source.select([3, 2]), source.select([0]))
+    >>> both.label_ids(), both.row_name(0)
+    (tensor([1, 0, 0]), 'row 3 of the given data set [train]')
+    """
+    from datasets import concatenate_datasets
+
+    dataset = concatenate_datasets([first.dataset, second.dataset])
+    if first.name == second.name and first.numbers is not None and second.numbers is not None:
+        return replace(first, dataset=dataset, numbers=torch.cat([first.numbers, second.numbers]))
+    return replace(first, dataset=dataset, name=f"{first.name} + {second.name}", numbers=None)
+
+
 def speaker_leak(train: Source, other: Source) -> float | None:
     """The share of `other`'s rows whose group (speaker) stands in `train` too: at 0, a result on
     `other` is one on people never heard. None where either names no groups."""

@@ -100,6 +100,7 @@ def conclude(
     folder: Path,
     use: str,
     record: bool,
+    all_rows: bool = False,
     skipped: Sequence[str] = (),
     metric: str = "accuracy",
 ) -> None:
@@ -115,6 +116,7 @@ def conclude(
         folder: where the models are.
         use: Python that loads the first model and calls it.
         record: whether to write the record into `results/`.
+        all_rows: whether the nets and the baseline were trained on the validation rows too.
         skipped: the damaged items left out, "name: reason".
     """
     from resbackbones import report
@@ -139,6 +141,8 @@ def conclude(
     protocol = f"{len(splits.train)} training and {len(splits.validation)} validation rows"
     if splits.held_out:
         protocol += ", the latter held out of train (10 %, stratified by label, seed 0)"
+    if all_rows:
+        protocol += "; trained on both"
     print(f"\n{dataset}, {split} split ({protocol})\n")
     print(report.markdown_table(["", *names], rows))
     size = f"{report.format_count(parameters)} parameters, {report.format_count(macs)} MACs an item"

@@ -18,7 +18,7 @@ import torch
 
 from resbackbones import train
 from resbackbones.core.spec import resolve
-from resbackbones.sources import open_splits
+from resbackbones.sources import joined, open_splits
 from resbackbones.text import (
     Embedding,
     Ngrams,
@@ -67,6 +67,9 @@ class Config:
     """On the numbers of the token vectors."""
     word_dropout: float = 0.1
     """Share of tokens left out in training."""
+    all_rows: bool = False
+    """Train on the validation rows too. They choose nothing here (the last weights are kept), but
+    then there is no curve to watch."""
     on_bad: Literal["error", "skip"] = "error"
     """A row without a text stops the run, or is left out and counted."""
     device: Literal["auto", "cpu"] = "auto"
@@ -99,17 +102,18 @@ def main(config: Config) -> None:
 
     columns = {"input": config.text_column, "label": config.label_column}
     splits = open_splits(config.data, columns, kind="text")
+    source = joined(splits.train, splits.validation) if config.all_rows else splits.train
     words = config.tokenizer == "word"
     tokenizer = train_tokenizer(
         # A row without a text is the items' to name.
-        (text for text in splits.train.dataset[splits.train.columns["input"]] if text is not None),
+        (text for text in source.dataset[source.columns["input"]] if text is not None),
         config.tokenizer,
         ngrams=Ngrams() if words and config.ngrams else None,
         **({"lowercase": True} if words else {}),
     )
     training, validation, test = (
-        TextItems(source, tokenizer, config.max_length, on_bad=config.on_bad)
-        for source in (splits.train, splits.validation, splits.test or splits.validation)
+        TextItems(rows, tokenizer, config.max_length, on_bad=config.on_bad)
+        for rows in (source, splits.validation, splits.test or splits.validation)
     )
     simple = baseline(training, test)
 
@@ -127,7 +131,7 @@ def main(config: Config) -> None:
         result = train.fit(
             model,
             training,
-            validation,
+            None if config.all_rows else validation,
             replace(options, output=place, seed=seed),
         )
         runs.append(Run(seed, train.evaluate(model, test), result.seconds))
@@ -137,7 +141,9 @@ def main(config: Config) -> None:
         task="classify_text",
         dataset=config.name or Path(config.data).name,
         splits=splits,
-        arm=config.spec if config.skip == "identity" else f"{config.spec}-plain",
+        arm=config.spec
+        + ("-plain" if config.skip == "none" else "")
+        + ("-all-rows" if config.all_rows else ""),
         model=model,
         example={name: x.unsqueeze(0) for name, x in test[0].items() if name != "labels"},
         runs=runs,
@@ -145,6 +151,7 @@ def main(config: Config) -> None:
         folder=folder,
         use=USE.format(model=folder / f"seed-{config.seeds[0]}" / "model"),
         record=config.record,
+        all_rows=config.all_rows,
         skipped=[*training.skipped, *validation.skipped, *test.skipped],
     )
 

@@ -131,3 +131,18 @@ def test_on_the_command_line_bad_input_exits_with_2_and_no_traceback(tmp_path: P
     ended = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=100)
     assert ended.returncode == 2
     assert ended.stderr.startswith("error: ") and ended.stderr.count("\n") == 1
+
+
+def test_all_rows_are_trained_on_when_asked(
+    questions: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    classify("--data", questions, "--output", "out", "--all-rows", "--record", *SPEED)
+    assert "trained on both" in capsys.readouterr().out
+    (record,) = load_records("results")
+    assert record.arm == "word_resnet6-all-rows" and record.held_out
+    log = [json.loads(line) for line in Path("out/seed-0/log.jsonl").read_text().splitlines()]
+    assert log[-1]["step"] == 2 and "accuracy" not in log[-1]  # 32 rows in batches of 16
