@@ -640,8 +640,8 @@ class _Run(TrainerCallback):
 
     def check_weights(self, step: int) -> None:
         """Stop if a weight is no number, as when only the last update was too large."""
-        tensors = [*self.model.parameters(), *self.model.buffers()]
-        finite = [tensor.isfinite().all() for tensor in tensors if tensor.is_floating_point()]
+        weights = self.model.state_dict().values()
+        finite = [weight.isfinite().all() for weight in weights if weight.is_floating_point()]
         if not torch.stack(finite).all():
             self.stop(f"a weight was no finite number after step {step}")
 
@@ -667,10 +667,13 @@ class _Run(TrainerCallback):
     def judge(self, entry: dict[str, float], metrics: dict[str, float]) -> None:
         """Hold the weights if they are the best; stop after too long without a new best."""
         options, progress = self.options, self.progress
-        sign = 1 if options.higher_is_better else -1
-        value = sign * metrics[options.metric]
+
+        def quality(found: Mapping[str, float]) -> float:
+            value = found[options.metric] * (1 if options.higher_is_better else -1)
+            return -math.inf if math.isnan(value) else value
+
         progress.waited += 1
-        if progress.best is None or value > sign * progress.best[options.metric]:
+        if progress.best is None or quality(metrics) > quality(progress.best):
             progress.best, progress.waited = entry, 0
             if options.keep == "best":
                 weights = self.model.state_dict()
@@ -887,15 +890,16 @@ def _has_bfloat16(device: str) -> bool:
 def _without_tf32() -> Iterator[None]:
     """Have CUDA compute float32 in float32, which its convolutions do not by default."""
     cudnn: Any = torch.backends.cudnn
-    backends: list[Any] = [cudnn.conv, torch.backends.cuda.matmul]
-    before = [backend.fp32_precision for backend in backends]
+    layers = [cudnn.conv, cudnn.rnn]
+    before = [layer.fp32_precision for layer in layers]
+    # Old and new switch: whoever reads the old one in between is refused if they disagree.
+    cudnn.allow_tf32 = False
     try:
-        for backend in backends:
-            backend.fp32_precision = "ieee"
         yield
     finally:
-        for backend, precision in zip(backends, before, strict=True):
-            backend.fp32_precision = precision
+        cudnn.allow_tf32 = before[0] == "tf32"
+        for layer, precision in zip(layers, before, strict=True):
+            layer.fp32_precision = precision
 
 
 # Helpers

@@ -580,9 +580,9 @@ def test_no_checkpoint_holds_a_weight_that_is_no_number(tmp_path: Path) -> None:
 
 
 def test_a_metric_that_is_no_number_is_no_best(tmp_path: Path) -> None:
-    result = fit(sliding(0.5, math.nan, 0.4), Blobs(), Blobs(), options(output=tmp_path))
-    assert result.best["epoch"] == 1 and result.metrics["accuracy"] == 0.5
-    assert log(tmp_path)[1]["accuracy"] is None  # JSON has no NaN
+    result = fit(sliding(math.nan, 0.4, math.nan), Blobs(), Blobs(), options(output=tmp_path))
+    assert result.best["epoch"] == 2 and result.metrics["accuracy"] == 0.4
+    assert [entry["accuracy"] for entry in log(tmp_path)] == [None, 0.4, None]  # JSON has no NaN
 
 
 def test_guessing_is_noticed() -> None:
@@ -889,6 +889,16 @@ def test_evaluate_computes_what_the_model_says(tmp_path: Path) -> None:
         model(batch["pixel_values"]).logits.detach().numpy(), batch["labels"].numpy()
     )
     assert found == pytest.approx(expected)
+    switch: Any = torch.backends.cudnn
+    inside = []
+    model.net.register_forward_hook(
+        lambda *_: inside.append((switch.allow_tf32, switch.conv.fp32_precision))
+    )
+    before = switch.allow_tf32, switch.conv.fp32_precision, switch.rnn.fp32_precision
+    evaluate(model, data)
+    assert {allowed for allowed, _ in inside} == {False}
+    assert {precision for _, precision in inside} <= {"none", "ieee"}
+    assert (switch.allow_tf32, switch.conv.fp32_precision, switch.rnn.fp32_precision) == before
     with pytest.raises(InputError, match="precision='float16' is not known"):
         evaluate(model, data, precision="float16")  # type: ignore[arg-type]
 

@@ -3,6 +3,9 @@
     python -m tasks.speech.spot_keywords --data ../shared/data/speech_commands_speaker_split \\
         --name "Speech Commands speaker split" --seeds 0 1 2 --record
 
+reached 92.3 +- 0.2 % for 12 classes of speakers never heard (MFCC statistics + SVC: 43.7 %), in
+263 s of training a seed on one core of a 2-core Xeon.
+
 --data is a folder of class folders, a Parquet file or folder, a hub id, or a folder written by
 `save_to_disk`; WAV, FLAC, OGG and MP3 of any sampling rate. Without a validation split, 10 % of the
 training rows are held out for it, by speaker where speakers are named; the test split is read once,

@@ -1,7 +1,10 @@
 r"""Train a residual text classifier on your texts.
 
     python -m tasks.text.classify_text --data ../shared/data/trec --name TREC-6 --seeds 0 1 2 \
-        --record
+        --all-rows --record
+
+reached 89.5 +- 0.4 % (TF-IDF + linear SVC on the same rows: 88.4 %), in 147 s of training a seed on
+one core of a 2-core Xeon; without --all-rows 88.9 +- 0.1 % (87.8 %).
 
 --data is a Parquet, CSV or JSON Lines file or a folder of such files, a hub id, or a folder written
 by `save_to_disk`. Without a validation split, 10 % of the training rows are held out for it; the
