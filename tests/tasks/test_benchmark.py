@@ -126,7 +126,14 @@ def test_an_interrupted_run_keeps_what_is_done_and_resumes(small: Path, tmp_path
     command += ["--domains", "vision", "--depths", "8", "--seeds", "3", "--workers", "1"]
     command += ["--output", str(tmp_path / "out"), "--epochs", "30"]
     path = tmp_path / "out" / "records.jsonl"
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A test run in the background of a shell is deaf to SIGINT, and so would its child be.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     until = time.monotonic() + 120
     while time.monotonic() < until and not (path.exists() and path.read_text().count("\n") >= 2):
         time.sleep(0.05)

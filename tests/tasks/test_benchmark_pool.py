@@ -83,6 +83,11 @@ def alive(pid):
         return False
 
 
+def hear_interrupts():
+    """A test run in the background of a shell is deaf to SIGINT, and so would its children be."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="reads process states from /proc")
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_no_worker_outlives_its_parent(tmp_path, how):
@@ -102,6 +107,7 @@ def test_no_worker_outlives_its_parent(tmp_path, how):
         text=True,
         env=os.environ | {"PYTHONPATH": path},
         start_new_session=True,
+        preexec_fn=hear_interrupts,
     )
     pids = [int(pid) for pid in parent.stdout.readline().split()]
     assert len(set(pids)) == 2 and any(map(alive, pids))

@@ -138,6 +138,6 @@ def test_without_a_test_split_a_bad_recording_counts_once(
 def test_on_the_command_line_bad_input_exits_with_2_and_no_traceback(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tasks.speech.spot_keywords", "--data", "no/such/folder"]
     root = Path(__file__).parents[2]
-    ended = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=100)
+    ended = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 2
     assert ended.stderr.startswith("error: ") and ended.stderr.count("\n") == 1
