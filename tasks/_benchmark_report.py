@@ -132,7 +132,7 @@ class Finding:
             verdict = {
                 "better": "depth itself paid",
                 "worse": "depth itself cost accuracy",
-                "nothing": "depth itself did not pay",
+                "nothing": "depth itself paid nothing measurable",
                 "unknown": "one seed cannot say whether depth itself pays",
             }[self.depth.verdict]
             points = f"{100 * self.depth.difference:+.1f} points"
@@ -479,7 +479,7 @@ def _chips(found: Finding) -> list[tuple[str, str]]:
         words = {
             "better": "depth paid",
             "worse": "depth cost",
-            "nothing": "depth did not pay",
+            "nothing": "depth: nothing measurable",
             "unknown": "depth: one seed",
         }
         chips.append((words[found.depth.verdict], kinds[found.depth.verdict]))
