@@ -108,12 +108,13 @@ def mask(x: Tensor, padding: Padding | None, value: float = 0.0) -> Tensor:
 def make_norm(kind: str, channels: int, dims: int, eps: float) -> nn.Module | None:
     """A stock torch norm over `channels`, or None for the kinds that add no module.
 
-    Group norm takes 32 groups (Wu & He 2018), fewer where a group would hold one channel alone.
+    Group norm takes 32 groups (Wu & He 2018), fewer where a group would hold less than 8 channels:
+    over a position or two, the variance of so few numbers is mostly rounding.
     """
     if kind == "batch":
         return BATCH_NORM[dims](channels, eps=eps)
     if kind == "group":
-        return nn.GroupNorm(math.gcd(32, channels // 2 or 1, channels), channels, eps=eps)
+        return nn.GroupNorm(math.gcd(32, channels // 8 or 1, channels), channels, eps=eps)
     if kind == "layer":
         return nn.LayerNorm(channels, eps=eps)
     return None
@@ -140,7 +141,8 @@ def normalise(norm: nn.Module, x: Tensor, padding: Padding | None) -> Tensor:
 
 def _masked_group_norm(norm: nn.GroupNorm, x: Tensor, padding: Padding) -> Tensor:
     batch, channels, *space = x.shape
-    grouped = mask(x, padding).float().reshape(batch, norm.num_groups, -1)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    grouped = mask(x, padding).to(wide).reshape(batch, norm.num_groups, -1)
     each = channels // norm.num_groups * math.prod(space[:-1])
     count = (padding.lengths * each).clamp(min=1).view(batch, 1)
     mean = grouped.sum(-1) / count

@@ -215,3 +215,11 @@ def test_masked_pooling() -> None:
     torch.testing.assert_close(mean[0], masked_mean(x)[0])
     torch.testing.assert_close(largest[0], masked_max(x)[0])
     assert not mean[2].any() and not largest[2].any()
+
+
+@pytest.mark.parametrize("dims", [1, 2])
+def test_group_norm_over_one_or_two_positions(dims: int) -> None:
+    for seed in range(20):
+        torch.manual_seed(seed)
+        net = randomise(rb.Backbone(replace(SMALL, dims=dims, norm="group")))
+        check_batch_is_single(net, [1, 2], extra=3)
