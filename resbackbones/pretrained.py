@@ -215,15 +215,18 @@ class ResidualClassifier(ResidualPreTrainedModel):
             logits: `(N, K)`.
             labels: `(N,)`.
         """
-        from sklearn.metrics import accuracy_score, f1_score
-
-        predicted = logits.argmax(-1)
         loss = functional.cross_entropy(torch.as_tensor(logits), torch.as_tensor(labels))
-        return {
-            "accuracy": float(accuracy_score(labels, predicted)),
-            "macro_f1": float(f1_score(labels, predicted, average="macro", zero_division=0)),
-            "loss": loss.item(),
-        }
+        return {**class_scores(labels, logits.argmax(-1)), "loss": loss.item()}
+
+
+def class_scores(expected: "np.ndarray", predicted: "np.ndarray") -> dict[str, float]:
+    """Accuracy and macro F1 (shares of one) of predicted classes `(N,)`."""
+    from sklearn.metrics import accuracy_score, f1_score
+
+    return {
+        "accuracy": float(accuracy_score(expected, predicted)),
+        "macro_f1": float(f1_score(expected, predicted, average="macro", zero_division=0)),
+    }
 
 
 def classifier_options(
@@ -304,5 +307,6 @@ __all__: Sequence[str] = (
     "ResidualClassifier",
     "ResidualConfig",
     "ResidualPreTrainedModel",
+    "class_scores",
     "classifier_options",
 )

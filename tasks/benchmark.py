@@ -14,7 +14,6 @@ speech and the docstrings of installed libraries.
 """
 
 import dataclasses
-import datetime
 import json
 import os
 import signal
@@ -32,12 +31,11 @@ from tasks import _benchmark_arms as arms
 from tasks import _benchmark_data as data
 from tasks import _benchmark_report as told
 from tasks._benchmark_pool import Failure, spread
-from tasks._run import run
+from tasks._run import run, run_folder
 
 __doc__ = __doc__.format(rule=textwrap.fill(told.RULE, 98))  # one wording, here and in the report
 
 Domain = Literal["vision", "speech", "text"]
-RUNS = Path("runs/benchmark")
 
 
 @dataclass(frozen=True)
@@ -92,7 +90,7 @@ def main(config: Config) -> None:
     )
     seeds = config.seeds or (2 if config.quick else 3)
     jobs = plan(config.domains, config.depths, seeds)
-    output = open_output(config)
+    output = run_folder("benchmark", config.output, config.resume)
     store = Store(output, settings, resume=config.resume)
     if store.records:
         print(f"{len(store.records)} arms are recorded in {output}; going on with the rest")
@@ -250,18 +248,6 @@ class Store:
             file.flush()
             os.fsync(file.fileno())
         self.records.append(record)
-
-
-def open_output(config: Config) -> Path:
-    """The run's folder: the one named, the newest (to resume) or a new one named by the time."""
-    if config.output is not None:
-        return config.output
-    if config.resume:
-        runs = sorted(path.parent for path in RUNS.glob("*/records.jsonl"))
-        if not runs:
-            raise InputError(f"there is no run in {RUNS} to go on with; leave --resume out")
-        return runs[-1]
-    return RUNS / datetime.datetime.now().strftime("%Y-%m-%d-%H%M%S")
 
 
 class Display:

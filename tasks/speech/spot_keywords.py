@@ -23,6 +23,7 @@ import torch
 from resbackbones import train
 from resbackbones.core.ops import masked_mean
 from resbackbones.core.spec import resolve
+from resbackbones.pretrained import class_scores
 from resbackbones.sources import open_splits, speaker_leak
 from resbackbones.speech import (
     AudioItems,
@@ -146,7 +147,6 @@ def main(config: Config) -> None:
 def baseline(training: Clips, test: Clips) -> tuple[str, dict[str, float]]:
     """Means and deviations of 20 MFCC over each clip, support vectors with an RBF kernel (of 10,000
     clips at most: its time grows with their square)."""
-    from sklearn.metrics import accuracy_score, f1_score
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
     from sklearn.svm import SVC
@@ -168,10 +168,7 @@ def baseline(training: Clips, test: Clips) -> tuple[str, dict[str, float]]:
     some = torch.randperm(len(training), generator=torch.Generator().manual_seed(0))[:10_000]
     model.fit(statistics(training)[some], training.labels[some].numpy())
     predicted, expected = model.predict(statistics(test)), test.labels.numpy()
-    return "MFCC statistics + SVC", {
-        "accuracy": accuracy_score(expected, predicted),
-        "macro_f1": f1_score(expected, predicted, average="macro"),
-    }
+    return "MFCC statistics + SVC", class_scores(expected, predicted)
 
 
 USE = """

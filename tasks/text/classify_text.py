@@ -21,6 +21,7 @@ import torch
 
 from resbackbones import train
 from resbackbones.core.spec import resolve
+from resbackbones.pretrained import class_scores
 from resbackbones.sources import joined, open_splits
 from resbackbones.text import (
     Embedding,
@@ -114,10 +115,12 @@ def main(config: Config) -> None:
         ngrams=Ngrams() if words and config.ngrams else None,
         **({"lowercase": True} if words else {}),
     )
-    training, validation, test = (
+    items = [
         TextItems(rows, tokenizer, config.max_length, on_bad=config.on_bad)
-        for rows in (source, splits.validation, splits.test or splits.validation)
-    )
+        for rows in (source, splits.validation, splits.test)
+        if rows is not None
+    ]
+    training, validation, test = items[0], items[1], items[-1]
     simple = baseline(training, test)
 
     runs = []
@@ -155,14 +158,13 @@ def main(config: Config) -> None:
         use=USE.format(model=folder / f"seed-{config.seeds[0]}" / "model"),
         record=config.record,
         all_rows=config.all_rows,
-        skipped=[*training.skipped, *validation.skipped, *test.skipped],
+        skipped=list(dict.fromkeys(name for some in items for name in some.skipped)),
     )
 
 
 def baseline(training: TextItems, test: TextItems) -> tuple[str, dict[str, float]]:
     """TF-IDF of words, word pairs and 2 to 5 characters, then linear support vectors."""
     from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.metrics import accuracy_score, f1_score
     from sklearn.pipeline import make_pipeline, make_union
     from sklearn.svm import LinearSVC
 
@@ -178,10 +180,7 @@ def baseline(training: TextItems, test: TextItems) -> tuple[str, dict[str, float
     )
     model.fit(list(texts(training)), training.labels.numpy())
     predicted, expected = model.predict(list(texts(test))), test.labels.numpy()
-    return "TF-IDF + linear SVC", {
-        "accuracy": accuracy_score(expected, predicted),
-        "macro_f1": f1_score(expected, predicted, average="macro"),
-    }
+    return "TF-IDF + linear SVC", class_scores(expected, predicted)
 
 
 USE = """

@@ -23,6 +23,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from resbackbones import train
 from resbackbones.core.spec import resolve
+from resbackbones.pretrained import class_scores
 from resbackbones.sources import open_splits
 from resbackbones.vision import (
     Augment,
@@ -103,10 +104,12 @@ def main(config: Config) -> None:
         processor=processor,
     )
     build()  # what does not fit together is told before the images are read
-    training, validation, test = (
+    items = [
         ImageItems(source, processor, on_bad=config.on_bad, device=config.device)
-        for source in (splits.train, splits.validation, splits.test or splits.validation)
-    )
+        for source in (splits.train, splits.validation, splits.test)
+        if source is not None
+    ]
+    training, validation, test = items[0], items[1], items[-1]
     simple = baseline(training, test)
     side = training[0]["pixel_values"].shape[-1]
     training.augment = Augment(flip=True, shift=round(config.shift * side))
@@ -133,7 +136,7 @@ def main(config: Config) -> None:
         folder=folder,
         use=USE.format(model=folder / f"seed-{config.seeds[0]}" / "model"),
         record=config.record,
-        skipped=[*training.skipped, *validation.skipped, *test.skipped],
+        skipped=[name for some in items for name in some.skipped],
     )
 
 
@@ -142,7 +145,6 @@ def baseline(training: ImageItems, test: ImageItems) -> tuple[str, dict[str, flo
     from sklearn.decomposition import PCA
     from sklearn.kernel_approximation import Nystroem
     from sklearn.linear_model import RidgeClassifier
-    from sklearn.metrics import accuracy_score, f1_score
     from sklearn.pipeline import make_pipeline
 
     def pixels(items: ImageItems) -> Any:
@@ -158,10 +160,7 @@ def baseline(training: ImageItems, test: ImageItems) -> tuple[str, dict[str, flo
         RidgeClassifier(),
     ).fit(x, y)
     predicted, expected = model.predict(pixels(test)), test.labels.cpu().numpy()
-    return "PCA + RBF features + ridge", {
-        "accuracy": accuracy_score(expected, predicted),
-        "macro_f1": f1_score(expected, predicted, average="macro"),
-    }
+    return "PCA + RBF features + ridge", class_scores(expected, predicted)
 
 
 USE = """
