@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from resbackbones.errors import InputError, nearest
 
@@ -372,6 +373,22 @@ class Items(torch.utils.data.Dataset):
     def draws(self, rows: Sequence[int] | Tensor, count: int) -> Tensor:
         """Uniform in [0, 1), float32 `(len(rows), count)`, of this seed and epoch; see `draws`."""
         return draws(self.seed, self.epoch, rows, count)
+
+
+def mixed_labels(labels: Tensor, others: Tensor, share: Tensor, classes: int) -> Tensor:
+    """Labels of items that took a share of others (mixup, Zhang 2018): a share of each class, float
+    `(B, classes)`.
+
+    Args:
+        labels, others: int64 `(B,)`.
+        share: the others', `(B,)`.
+
+    >>> mixed_labels(torch.tensor([0, 1]), torch.tensor([2, 1]), torch.tensor([0.25, 0.5]), 3)
+    tensor([[0.7500, 0.0000, 0.2500],
+            [0.0000, 1.0000, 0.0000]])
+    """
+    own, other = (functional.one_hot(each, classes).float() for each in (labels, others))
+    return torch.lerp(own, other, share.unsqueeze(1))
 
 
 def draws(seed: int, epoch: int, rows: Sequence[int] | Tensor, count: int) -> Tensor:

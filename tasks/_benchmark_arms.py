@@ -114,9 +114,8 @@ def run(settings: Settings, job: Job) -> dict[str, Any]:
     from tqdm import tqdm
 
     torch.set_num_threads(1)
-    tqdm.set_lock(
-        threading.RLock()
-    )  # its own is shared between processes, and outlives a killed one
+    # Its own lock is shared between processes, and outlives a killed one.
+    tqdm.set_lock(threading.RLock())
     where = settings.data[job.domain]
     limit = settings.train_limit or (QUICK_ROWS[job.domain] if settings.quick else None)
     domain = open_domain(job.domain, where, settings.cache, limit, settings.on_bad, settings.device)

@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from resbackbones.core.ops import valid_mask
 from resbackbones.errors import InputError
-from resbackbones.sources import Items, Source, read
+from resbackbones.sources import Items, Source, mixed_labels, read
 from resbackbones.speech.frontend import FrontEnd, ResidualFeatureExtractor, resample
 
 FULL_SCALE = 32768  # of 16-bit samples
@@ -251,12 +251,10 @@ class AudioItems(Items):
                 partners = (draws[:, -1] * len(self)).long()
                 other = self._heard(partners, options, draws[:, DRAWS : 2 * DRAWS])
                 other = functional.pad(other, (0, features.shape[-1] - other.shape[-1]))
-                share = options.mixup * draws[:, -2:-1].to(self.device)
-                features = torch.lerp(features, other, share.unsqueeze(2))
-                one_hot = functional.one_hot(labels, self.num_classes).float()
+                share = options.mixup * draws[:, -2].to(self.device)
+                features = torch.lerp(features, other, share.view(-1, 1, 1))
                 other_labels = self.labels[partners.to(self.device)]
-                other_hot = functional.one_hot(other_labels, self.num_classes).float()
-                labels = torch.lerp(one_hot, other_hot, share)
+                labels = mixed_labels(labels, other_labels, share, self.num_classes)
         if int(frames.min()) == features.shape[-1]:
             return {"input_features": features, "labels": labels}
         valid = valid_mask(frames.to(self.device), features.shape[-1])

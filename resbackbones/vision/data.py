@@ -22,7 +22,7 @@ from transformers.image_utils import PILImageResampling, SizeDict
 from transformers.processing_utils import ImagesKwargs
 
 from resbackbones.errors import InputError
-from resbackbones.sources import Items, Source, read
+from resbackbones.sources import Items, Source, mixed_labels, read
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # PIL's modes by number of channels
 
@@ -230,9 +230,7 @@ class ImageItems(Items):
             other = augmented(self.processor.scale(other), options, partner_draws)
             share = options.mixup * draws[:, 6]
             x = torch.lerp(x, other, share.view(-1, 1, 1, 1))
-            one_hot = functional.one_hot(labels, self.num_classes).float()
-            other_hot = functional.one_hot(other_labels, self.num_classes).float()
-            labels = torch.lerp(one_hot, other_hot, share.unsqueeze(1))
+            labels = mixed_labels(labels, other_labels, share, self.num_classes)
         return {"pixel_values": x, "labels": labels}
 
     def _load(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
