@@ -102,7 +102,6 @@ def conclude(
     record: bool,
     all_rows: bool = False,
     skipped: Sequence[str] = (),
-    metric: str = "accuracy",
 ) -> None:
     """Print the final table with the baseline beside the net, record it, and say what comes next.
 
@@ -156,13 +155,13 @@ def conclude(
             protocol=protocol,
             split=split,
             arm=arm,
-            metric=metric,
+            metric="accuracy",
             seeds=[run.seed for run in runs],
-            values=[run.metrics[metric] for run in runs],
+            values=[run.metrics["accuracy"] for run in runs],
             seconds=[run.seconds for run in runs],
             parameters=parameters,
             macs=macs,
-            baseline=(baseline[0], baseline[1][metric]),
+            baseline=(baseline[0], baseline[1]["accuracy"]),
             held_out=splits.held_out,
             skipped=len(skipped),
         )
