@@ -7,18 +7,22 @@ load on first use, and `import resbackbones.vision` (or `.speech`, `.text`) brin
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from resbackbones.core import (
-    SPECS,
-    Backbone,
-    BackboneSpec,
-    Layer,
-    Stage,
-    Stem,
-    backbone,
-    count_macs,
-    count_parameters,
-    diagnose,
+from resbackbones.core import diagnose
+from resbackbones.core.backbone import Backbone, count_macs, count_parameters
+from resbackbones.core.blocks import MODULES
+from resbackbones.core.branches import (
+    BRANCHES,
+    Basic,
+    Bottleneck,
+    Branch,
+    Gated,
+    Inverted,
+    Separable,
+    Temporal,
 )
+from resbackbones.core.layers import Layer, Part, Stage, Stem
+from resbackbones.core.spec import BackboneSpec
+from resbackbones.core.zoo import SPECS, backbone, with_output_stride
 from resbackbones.errors import InputError
 
 if TYPE_CHECKING:
@@ -26,13 +30,23 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "BRANCHES",
+    "MODULES",
     "SPECS",
     "Backbone",
     "BackboneSpec",
+    "Basic",
+    "Bottleneck",
+    "Branch",
+    "Gated",
     "InputError",
+    "Inverted",
     "Layer",
+    "Part",
+    "Separable",
     "Stage",
     "Stem",
+    "Temporal",
     "backbone",
     "count_macs",
     "count_parameters",
@@ -40,6 +54,7 @@ __all__ = [
     "report",
     "sources",
     "train",
+    "with_output_stride",
 ]
 _LAZY = ("report", "sources", "train")
 

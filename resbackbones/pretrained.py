@@ -20,7 +20,8 @@ from transformers.utils import cached_file
 
 from resbackbones.core.backbone import Backbone
 from resbackbones.core.heads import Classifier, Head
-from resbackbones.core.spec import BackboneSpec, resolve
+from resbackbones.core.spec import BackboneSpec
+from resbackbones.core.zoo import resolve
 from resbackbones.errors import InputError
 
 if TYPE_CHECKING:
@@ -159,6 +160,10 @@ class ResidualPreTrainedModel(PreTrainedModel):
             raise InputError(_mismatch(where, info, refused))
         if drawn:
             model.head.reset_parameters()
+        for parameter in model.parameters():
+            # Inside the file addresses are not aligned, and by that the order changes in which a
+            # processor adds up, and the last bits with it.
+            parameter.data = parameter.data.clone()
         model.processor = cls._load_processor(where)
         return (model, info) if output_loading_info else model
 

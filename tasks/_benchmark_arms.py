@@ -13,9 +13,10 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from resbackbones.core.spec import BackboneSpec, Stage, Stem
+from resbackbones.core.layers import Stage, Stem
+from resbackbones.core.spec import BackboneSpec
 from tasks import _benchmark_data as data
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class Settings:
     epochs: int | None = None
     train_limit: int | None = None
     on_bad: str = "error"
-    device: str = "cpu"
+    device: Literal["cpu", "cuda"] = "cpu"
 
     def identity(self) -> dict[str, Any]:
         """What must agree for two runs to share records, as JSON."""
@@ -160,10 +161,15 @@ def _net(settings: Settings, job: Job, domain: Domain) -> dict[str, Any]:
     assert job.depth is not None and job.seed is not None
     skip = "identity" if job.arm == "residual" else "none"
     torch.manual_seed(job.seed)
-    model = domain.build(spec(job.domain, job.depth, skip, **domain.changes))
+    model = domain.build(spec(job.domain, job.depth, skip, **domain.changes)).to(settings.device)
     rows = torch.randperm(len(domain.training), generator=torch.Generator().manual_seed(job.seed))
-    profile = diagnose.gradient_profile(model, domain.training.__getitems__(rows[:64].tolist()))
-    example = domain.test.__getitems__([0])
+
+    def there(batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {name: x.to(settings.device) for name, x in batch.items()}
+
+    batch = there(domain.training.__getitems__(rows[:64].tolist()))
+    profile = diagnose.gradient_profile(model, batch)
+    example = there(domain.test.__getitems__([0]))
     del example["labels"]
     recipe = dict(domain.recipe)
     if settings.epochs is not None:
@@ -177,7 +183,7 @@ def _net(settings: Settings, job: Job, domain: Domain) -> dict[str, Any]:
         # Rounding to bfloat16 would be one more difference between shallow and deep.
         precision="float32",
         seed=job.seed,
-        device="cpu" if settings.device == "cpu" else "auto",
+        device=settings.device,
         progress=False,
     )
     domain.training.seed = job.seed

@@ -5,11 +5,12 @@ import inspect
 import sys
 import textwrap
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 
+import torch
 import tyro
 
 from resbackbones.errors import InputError
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 C = TypeVar("C")
 RUNS = Path("runs")
+Device: TypeAlias = Literal["auto", "cpu", "cuda"]
 
 
 def run(main: Callable[[C], None], config: type[C], arguments: Sequence[str] | None = None) -> None:
@@ -51,6 +53,19 @@ def run(main: Callable[[C], None], config: type[C], arguments: Sequence[str] | N
     except KeyboardInterrupt:
         print("interrupted: what was finished is kept; add --resume to go on", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def resolve_device(name: Device) -> Literal["cpu", "cuda"]:
+    """The one device, "cpu" or "cuda", where a run holds its data and trains its nets; "auto" is
+    the GPU if there is one.
+
+    Raises:
+        InputError: a GPU is asked for and there is none.
+    """
+    there = torch.cuda.is_available()
+    if name == "cuda" and not there:
+        raise InputError("--device cuda needs a GPU and there is none; use --device auto or cpu")
+    return "cuda" if there and name != "cpu" else "cpu"
 
 
 def run_folder(name: str, output: Path | None, resume: bool) -> Path:
@@ -94,7 +109,7 @@ def conclude(
     splits: "Splits",
     arm: str,
     model: "ResidualPreTrainedModel",
-    example: Any,
+    example: Mapping[str, torch.Tensor],
     runs: Sequence[Run],
     baseline: tuple[str, dict[str, float]],
     folder: Path,
@@ -119,9 +134,10 @@ def conclude(
         skipped: the damaged items left out, "name: reason".
     """
     from resbackbones import report
-    from resbackbones.core import count_macs, count_parameters
+    from resbackbones.core.backbone import count_macs, count_parameters
 
     names = [name for name in runs[0].metrics if name in baseline[1]]
+    example = {name: x.to(model.device) for name, x in example.items()}
     parameters, macs = count_parameters(model), count_macs(model, example)
     rows = [
         [f"{arm}, seed {run.seed}", *(report.format_metric(n, run.metrics[n]) for n in names)]

@@ -31,7 +31,7 @@ from tasks import _benchmark_arms as arms
 from tasks import _benchmark_data as data
 from tasks import _benchmark_report as told
 from tasks._benchmark_pool import Failure, spread
-from tasks._run import run, run_folder
+from tasks._run import Device, resolve_device, run, run_folder
 
 __doc__ = __doc__.format(rule=textwrap.fill(told.RULE, 98))  # one wording, here and in the report
 
@@ -60,8 +60,8 @@ class Config:
     """Train on at most this many rows a domain, chosen at random (all; with --quick fewer)."""
     on_bad: Literal["error", "skip"] = "error"
     """A damaged item stops the run, or is left out and counted."""
-    device: str = "cpu"
-    """Where to train: cpu, or cuda for large data."""
+    device: Device = "auto"
+    """Where items are kept and augmented and the nets train; auto is the GPU, if there."""
     workers: int | None = None
     """Processes (one a core, at most 8: each takes about a gigabyte)."""
     output: Path | None = None
@@ -77,6 +77,7 @@ class Config:
 def main(config: Config) -> None:
     """Run every arm that is not recorded yet, then say what the figures say."""
     check(config)
+    device = resolve_device(config.device)
     # The workers' bars would run through the table.
     os.environ |= {"TQDM_DISABLE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
     settings = arms.Settings(
@@ -86,7 +87,7 @@ def main(config: Config) -> None:
         epochs=config.epochs,
         train_limit=config.train_limit,
         on_bad=config.on_bad,
-        device=config.device,
+        device=device,
     )
     seeds = config.seeds or (2 if config.quick else 3)
     jobs = plan(config.domains, config.depths, seeds)
@@ -116,7 +117,7 @@ def main(config: Config) -> None:
                     display.finished(result)
     except KeyboardInterrupt:
         interrupted = True
-    finish(config, store, jobs, queue.failures, interrupted, time.monotonic() - began)
+    finish(config, device, store, jobs, queue.failures, interrupted, time.monotonic() - began)
 
 
 def check(config: Config) -> None:
@@ -354,6 +355,7 @@ class Display:
 
 def finish(
     config: Config,
+    device: Literal["cpu", "cuda"],
     store: Store,
     jobs: list[arms.Job],
     failures: dict[arms.Job, str],
@@ -377,7 +379,7 @@ def finish(
             "versions": report.versions(packages),
             "commit": report.commit(),
             "command": report.command(),
-            "device": config.device,
+            "device": device,
             "missing": text,
         }
         (folder / "report.md").write_text(told.markdown(records, about), encoding="utf-8")

@@ -90,6 +90,32 @@ def test_arrows_only_point_down() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def test_the_core_reads_from_top_to_bottom() -> None:
+    """Each of its files rests on those named before it."""
+    order = "layers branches spec context ops blocks backbone zoo heads diagnose".split()
+    files = {module.stem: module for module in modules("resbackbones/core")}
+    assert set(files) == {*order, "__init__"}
+    for index, name in enumerate(order):
+        imported = imported_names(files[name].read_text(encoding="utf-8"))
+        inside = {n.split(".")[2] for n in imported if n.startswith("resbackbones.core.")}
+        beside = inside - set(order[:index])
+        # `from resbackbones.core import layers` names the file last.
+        assert not beside & set(order), f"{name} imports {beside}"
+    assert not imported_names(files["__init__"].read_text(encoding="utf-8"))
+
+
+def test_no_import_hides_in_a_function() -> None:
+    hidden = [
+        f"{module.relative_to(ROOT)}:{inner.lineno}"
+        for module in modules("resbackbones/core")
+        for node in ast.walk(ast.parse(module.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef)
+        for inner in ast.walk(node)
+        if isinstance(inner, ast.Import | ast.ImportFrom)
+    ]
+    assert not hidden
+
+
 def test_the_floors_have_no_circle() -> None:
     done: set[str] = set()
     while ready := {part for part in set(MAY_IMPORT) - done if MAY_IMPORT[part] <= done}:

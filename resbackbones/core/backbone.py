@@ -1,4 +1,4 @@
-"""`Backbone`: a spec made into a net that returns one feature a stage."""
+"""`Backbone`: a spec made into a net that returns one feature per stage."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,30 +10,44 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from resbackbones.core.blocks import (
-    Bias,
-    ConvLayer,
-    Convolution,
-    NormActivation,
-    Residual,
-    after,
-)
-from resbackbones.core.ops import mask, max_pool, per_axis, start_padding
-from resbackbones.core.spec import Axes, BackboneSpec, resolve
+from resbackbones.core.blocks import Bias, Chain, Convolution, Residual
+from resbackbones.core.context import WHOLE, Context, strided_lengths
+from resbackbones.core.spec import BackboneSpec
 from resbackbones.errors import InputError
 
-# What else a backbone holds: norms, and the layers inside attention, which torch draws itself.
-_TORCH_LAYERS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.Linear, nn.Conv1d)
+NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
+
+
+class StageBlocks(nn.Module):
+    """One stage: what comes before its blocks, and the blocks."""
+
+    def __init__(self, down: Chain, blocks: Sequence[Residual]) -> None:
+        super().__init__()
+        self.down = down
+        self.blocks = nn.ModuleList(blocks)
+        self.stride = _times(down.stride, *(block.stride for block in blocks))
+
+    def forward(self, x: Tensor, context: Context = WHOLE) -> Tensor:
+        x = self.down(x, context)
+        context = context.strided(self.down.stride[-1])
+        for block in cast("Iterable[Residual]", self.blocks):
+            x = block(x, context)
+            context = context.strided(block.stride[-1])
+        return x
 
 
 class Backbone(nn.Module):
     """A residual backbone on `(B, in_channels, *space)`.
 
+    Inside, every tensor is `(B, C, H, W)`: a sequence is an image one row high, its channels last
+    in memory, which is what processors are fast at.
+
     Attributes:
         spec: what it was made from.
         channels: channels of each feature, shallow to deep; the last one is the tail's.
-        strides: input positions an output position of each feature stands for, one an axis.
+        strides: input positions that an output position of each feature stands for, one per axis.
 
+    >>> from resbackbones.core.zoo import backbone
     >>> net = backbone("resnet20", dims=1, in_channels=40)
     >>> [tuple(f.shape) for f in net(torch.zeros(2, 40, 100))]
     [(2, 16, 100), (2, 32, 50), (2, 64, 25)]
@@ -42,54 +56,41 @@ class Backbone(nn.Module):
     def __init__(self, spec: BackboneSpec) -> None:
         super().__init__()
         self.spec = spec
-        width = spec.in_channels
-        stride = (1,) * spec.dims
-        self.stem: ConvLayer | None = None
-        self.stem_pool = stride
-        if spec.stem is not None:
-            self.stem = ConvLayer(spec, width, spec.stem)
-            self.stem_pool = per_axis(spec.stem.pool, spec.dims)
-            stride = _times(stride, self.stem.stride, self.stem_pool)
-            width = spec.stem.channels
-
-        total = sum(stage.blocks for stage in spec.stages)
+        plan, width = spec.plan, spec.in_channels
+        self.stem = Chain(plan.stem, spec, width)
+        width = plan.stem[-1].channels if plan.stem else width
+        total = sum(len(blocks) for _, blocks in plan.stages)
+        position, stride = 0, self.stem.stride
         channels, strides = [], []
         self.stages = nn.ModuleList()
-        position = 0
-        for stage in spec.stages:
-            blocks = nn.ModuleList()
-            for index in range(stage.blocks):
-                first = index == 0 and spec.downsample == "stride"
-                blocks.append(
-                    Residual(spec, width, stage, stage.stride if first else 1, position, total)
-                )
+        for stage, (parts, planned) in zip(spec.stages, plan.stages, strict=True):
+            down = Chain(parts, spec, width)
+            width = parts[-1].channels if parts else width
+            blocks = []
+            for block in planned:
+                blocks.append(Residual(block, spec, width, position, total))
                 width = stage.channels
                 position += 1
-            self.stages.append(blocks)
-            stride = _times(stride, per_axis(stage.stride, spec.dims))
+            module = StageBlocks(down, blocks)
+            self.stages.append(module)
+            stride = _times(stride, module.stride)
             channels.append(width)
             strides.append(stride)
-
-        # A pre-activated block leaves a raw sum, so the net ends in a norm and an activation.
-        pre = spec.order == "pre"
-        self.final = NormActivation(spec, width, norm=True, activation=True) if pre else None
-        self.tail = nn.ModuleList()
-        for tail_layer in spec.tail:
-            self.tail.append(ConvLayer(spec, width, tail_layer))
-            width = tail_layer.channels
-            stride = _times(stride, per_axis(tail_layer.stride, spec.dims))
-        channels[-1], strides[-1] = width, stride
+        self.tail = Chain(plan.tail, spec, width)
+        if plan.tail:
+            channels[-1] = plan.tail[-1].channels
+            strides[-1] = _times(stride, self.tail.stride)
         self.channels: tuple[int, ...] = tuple(channels)
-        self.strides: tuple[tuple[int, ...], ...] = tuple(strides)
+        self.strides: tuple[tuple[int, ...], ...] = tuple(s[-spec.dims :] for s in strides)
         self.reset_parameters()
 
     def forward(
         self, x: Tensor, lengths: Tensor | Sequence[int] | None = None
     ) -> tuple[Tensor, ...]:
-        """Compute one feature a stage, shallow to deep.
+        """Compute one feature per stage, shallow to deep.
 
         Args:
-            x: `(B, in_channels, *space)`.
+            x: `(B, in_channels, *space)`, of the net's floating-point type.
             lengths: `(B,)`, real positions of each item on the last axis; None means all.
 
         Returns:
@@ -98,39 +99,51 @@ class Backbone(nn.Module):
             stands past it is 0.
 
         Raises:
-            InputError: x of another shape, or lengths that do not fit it.
+            InputError: x of another shape or type, or lengths that do not fit it.
         """
+        self._check(x)
+        return self._features(x, Context.of(x, lengths))
+
+    def _check(self, x: Tensor) -> None:
         spec = self.spec
+        space = "T" if spec.dims == 1 else "H, W"
+        takes = f"this backbone takes (B, {spec.in_channels}, {space})"
+        if not isinstance(x, Tensor):
+            raise InputError(f"the input is a {type(x).__name__}, but {takes}; give a tensor")
         if x.ndim != spec.dims + 2 or x.shape[1] != spec.in_channels:
-            space = "T" if spec.dims == 1 else "H, W"
+            raise InputError(f"the input has shape {tuple(x.shape)}, but {takes}")
+        if not x.is_floating_point():
             raise InputError(
-                f"the input has shape {tuple(x.shape)}, but this backbone takes "
-                f"(B, {spec.in_channels}, {space})"
+                f"the input holds {x.dtype}, but {takes} of floating-point numbers; convert it "
+                "with .float(), and bring pixels of 0 to 255 to a range around 0"
             )
-        padding = start_padding(x, lengths)
-        if self.stem is not None:
-            x = self.stem(x, padding)
-            padding = after(padding, self.stem.stride)
-        if max(self.stem_pool) > 1:
-            x = max_pool(x, self.stem_pool, padding)
-            padding = after(padding, self.stem_pool)
+
+    def _features(self, x: Tensor, context: Context) -> tuple[Tensor, ...]:
+        if self.spec.dims == 1:
+            x = x.unsqueeze(2)
+        x = context.clear(x)
+        if self.spec.dims == 1:
+            x = x.contiguous(memory_format=torch.channels_last)
+        x = self.stem(x, context)
+        context = context.strided(self.stem.stride[-1])
         features = []
-        for stage, blocks in zip(spec.stages, self.stages, strict=True):
-            stride = per_axis(stage.stride, spec.dims)
-            if spec.downsample == "max" and max(stride) > 1:
-                x = max_pool(x, stride, padding)
-                padding = after(padding, stride)
-            for block in cast("Iterable[Residual]", blocks):
-                x = block(x, padding)
-                padding = after(padding, block.stride)
-            features.append(mask(x, padding))
-        if self.final is not None:
-            x = self.final(x, padding)
-        for layer in cast("Iterable[ConvLayer]", self.tail):
-            x = layer(x, padding)
-            padding = after(padding, layer.stride)
-        features[-1] = mask(x, padding)
-        return tuple(features)
+        for stage in cast("Iterable[StageBlocks]", self.stages):
+            x = stage(x, context)
+            context = context.strided(stage.stride[-1])
+            features.append(context.mask(x))
+        if len(self.tail):
+            x = self.tail(x, context)
+            features[-1] = context.strided(self.tail.stride[-1]).mask(x)
+        return tuple(f.squeeze(2) if self.spec.dims == 1 else f for f in features)
+
+    def stream(self) -> "Stream":
+        """Begin to read an input piece by piece.
+
+        Raises:
+            InputError: the spec reads ahead, or all of the past, or the net is in training mode
+                (its norms then depend on the whole input).
+        """
+        return Stream(self)
 
     @property
     def blocks(self) -> list[tuple[str, Residual]]:
@@ -138,49 +151,15 @@ class Backbone(nn.Module):
         return [(n, m) for n, m in self.named_modules() if isinstance(m, Residual)]
 
     def output_lengths(self, lengths: Tensor | Sequence[int]) -> tuple[Tensor, ...]:
-        """Real positions of each feature on the last axis, int64 `(B,)` a stage."""
+        """Real positions of each feature on the last axis, int64 `(B,)` per stage."""
         lengths = torch.as_tensor(lengths, dtype=torch.int64)
-        return tuple(
-            torch.div(lengths + s[-1] - 1, s[-1], rounding_mode="floor") for s in self.strides
-        )
+        return tuple(strided_lengths(lengths, stride[-1]) for stride in self.strides)
 
     @property
     def receptive_field(self) -> float:
         """Positions of the last axis that one position of the last feature depends on; infinite
         where something averages over the whole axis (attention, group norm)."""
-        spec = self.spec
-        if spec.attention != "none" or spec.norm == "group":
-            return math.inf
-        field, jump = 1, 1
-
-        def look(kernel: Axes, stride: Axes, dilation: Axes = 1) -> None:
-            nonlocal field, jump
-            field += (_last(kernel) - 1) * _last(dilation) * jump
-            jump *= _last(stride)
-
-        def pool(stride: Axes) -> None:
-            look(3 if _last(stride) > 1 else 1, stride)
-
-        if spec.stem is not None:
-            look(spec.stem.kernel, spec.stem.stride, spec.stem.dilation)
-            pool(spec.stem.pool)
-        for stage in spec.stages:
-            stride = stage.stride
-            if spec.downsample == "max":
-                pool(stride)
-                stride = 1
-            for _ in range(stage.blocks):
-                before = jump
-                shortcut = field
-                if spec.shortcut == "average" and spec.skip == "identity":
-                    shortcut += (_last(stride) - 1) * jump
-                for layer in spec.branch_layers(stage, stride):
-                    look(layer.kernel, layer.stride, layer.dilation)
-                field, jump = max(field, shortcut), before * _last(stride)
-                stride = 1
-        for layer in spec.tail:
-            look(layer.kernel, layer.stride, layer.dilation)
-        return field
+        return self.spec.receptive_field
 
     @cached_property
     def parameter_difference(self) -> int:
@@ -199,26 +178,88 @@ class Backbone(nn.Module):
                 _draw(module.conv)
             elif isinstance(module, Bias):
                 nn.init.zeros_(module.value)
-            elif isinstance(module, _TORCH_LAYERS) and module not in drawn:
-                module.reset_parameters()
+            elif module not in drawn and not isinstance(module, Backbone):
+                # Norms, and what else torch or a part of somebody's own draws itself.
+                draw = getattr(module, "reset_parameters", None)
+                if draw is not None:
+                    draw()
         blocks = [block for _, block in self.blocks]
         for block in blocks:
             if block.scale is not None and block.scale_start is not None:
                 nn.init.constant_(block.scale, block.scale_start)
             if self.spec.init != "he":
-                _start_at_zero(block, self.spec, len(blocks))
+                _start_at_zero(block.branch, self.spec.init, len(blocks))
 
 
-def backbone(name_or_spec: str | BackboneSpec, **changes: Any) -> Backbone:
-    """Make a backbone from a name in `SPECS` or a spec, with fields of the spec replaced.
+class Stream:
+    """A causal net reading one input, or a batch of them, piece by piece: the features of the
+    pieces, put together on the last axis, are those of the whole.
 
-    >>> backbone("resnet18", in_channels=1, skip="none").parameter_difference
-    173824
-
-    Raises:
-        InputError: no such name or field (the nearest is named), or a refused combination.
+    >>> from resbackbones.core.zoo import backbone
+    >>> net = backbone("tcn_char").eval()
+    >>> x = torch.randn(1, 100, 50)
+    >>> stream = net.stream()
+    >>> pieces = [stream.push(chunk)[-1] for chunk in x.split(7, -1)] + [stream.finish()[-1]]
+    >>> torch.allclose(torch.cat(pieces, -1), net(x)[-1], atol=1e-4)
+    True
     """
-    return Backbone(resolve(name_or_spec, **changes))
+
+    def __init__(self, net: Backbone) -> None:
+        spec = net.spec
+        if not spec.causal:
+            raise InputError(
+                "this net reads ahead, so no piece would give what the whole gives; build it with "
+                "causal=True to stream"
+            )
+        if net.receptive_field == math.inf:
+            raise InputError(
+                "this net reads all of the past (its receptive field is infinite), so a stream "
+                "would have to keep everything; use branches of a finite reach"
+            )
+        if net.training:
+            raise InputError("a net in training mode cannot stream; call .eval() first")
+        self._net = net
+        self._context = Context(memory={})
+        self._last: Tensor | None = None
+        self._finished = False
+
+    @torch.no_grad()
+    def push(self, chunk: Tensor) -> tuple[Tensor, ...]:
+        """Read on: chunk `(B, in_channels, *space)`, of any length on the last axis.
+
+        Returns:
+            The features of the positions that became certain, one per stage, as `Backbone`'s; of no
+            position where the chunk completes none.
+
+        Raises:
+            InputError: a chunk of another shape than the net takes, or of another batch than the
+                ones before, or the stream is finished.
+        """
+        if self._finished:
+            raise InputError("the stream is finished; begin another one with net.stream()")
+        self._net._check(chunk)
+        if self._last is not None and chunk.shape[:-1] != self._last.shape[:-1]:
+            raise InputError(
+                f"the chunk has shape {tuple(chunk.shape)}, but those before had "
+                f"{tuple(self._last.shape)}; only the last axis may differ"
+            )
+        self._last = chunk[..., :0]
+        return self._net._features(chunk, self._context)
+
+    def finish(self) -> tuple[Tensor, ...]:
+        """End the input, and get what was not certain before: of a causal net always no position,
+        as what comes later changes nothing.
+
+        Raises:
+            InputError: nothing was pushed, or the stream is finished.
+        """
+        if self._last is None:
+            raise InputError(
+                "nothing was pushed, so there is nothing to finish; push a chunk first"
+            )
+        features = self.push(self._last)
+        self._finished = True
+        return features
 
 
 def count_parameters(module: nn.Module) -> int:
@@ -253,13 +294,12 @@ def count_macs(module: nn.Module, *example: Any) -> int:
     return counter.get_total_flops() // 2
 
 
-def _draw(conv: nn.Module) -> None:
+def _draw(conv: nn.Conv2d) -> None:
     """He initialisation over the outputs a weight feeds (He et al. 2015b, section 2.2); a depthwise
     convolution has no activation after it and so no gain."""
-    weight: Tensor = conv.weight  # type: ignore[assignment]
-    groups: int = conv.groups  # type: ignore[assignment]
-    fan_out = weight.shape[0] // groups * weight[0, 0].numel()
-    depthwise = groups == weight.shape[0] and groups > 1
+    weight = conv.weight
+    fan_out = weight.shape[0] // conv.groups * weight[0, 0].numel()
+    depthwise = conv.groups == weight.shape[0] and conv.groups > 1
     drawn = torch.empty_like(weight)
     with torch.no_grad():
         nn.init.normal_(drawn, std=math.sqrt((1 if depthwise else 2) / fan_out))
@@ -268,28 +308,23 @@ def _draw(conv: nn.Module) -> None:
         else:
             weight.copy_(drawn)
     if conv.bias is not None:
-        nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+        nn.init.zeros_(conv.bias)
 
 
-def _start_at_zero(block: Residual, spec: BackboneSpec, total: int) -> None:
+def _start_at_zero(branch: nn.Module, init: str, total: int) -> None:
     """`zero_last`: the branch's last multiplication starts at 0. `fixup`: so does its last
     convolution, and those before shrink by total^(-1/(2m - 2)) (Zhang et al. 2019, section 3)."""
-    layers: list[Any] = list(block.branch)
-    last_conv = layers[-1].convolutions[-1].conv
-    if spec.init == "zero_last":
-        # Pre-activated branches end in the convolution itself.
-        norm = None if spec.order == "pre" else layers[-1].around.norm
-        nn.init.zeros_((last_conv if norm is None else norm).weight)
+    convolutions = [m.conv for m in branch.modules() if isinstance(m, Convolution)]
+    scaling = [m for m in branch.modules() if m in convolutions or isinstance(m, NORMS)]
+    if init == "zero_last":
+        nn.init.zeros_(scaling[-1].weight)
         return
     with torch.no_grad():
-        for layer in layers[:-1]:
-            layer.convolutions[-1].conv.weight.mul_(total ** (-1 / (2 * len(layers) - 2)))
-    nn.init.zeros_(last_conv.weight)
+        for conv in convolutions[:-1]:
+            conv.weight.mul_(total ** (-1 / (2 * len(convolutions) - 2)))
+    nn.init.zeros_(convolutions[-1].weight)
 
 
-def _times(*strides: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(math.prod(each) for each in zip(*strides, strict=True))
-
-
-def _last(value: Axes) -> int:
-    return value[-1] if isinstance(value, tuple) else value
+def _times(*strides: tuple[int, int]) -> tuple[int, int]:
+    high, wide = (math.prod(each) for each in zip(*strides, strict=True))
+    return high, wide

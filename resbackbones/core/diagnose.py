@@ -87,6 +87,37 @@ def gradient_correlation(net: nn.Module, x: Tensor, *, step: float = 0.05, seed:
         return functional.cosine_similarity(here.flatten(1), there.flatten(1)).mean().item()
 
 
+def lesion(model: nn.Module, evaluate: Callable[[nn.Module], float]) -> list[tuple[str, float]]:
+    """What a model loses with each of its blocks: the branch is cut off and the shortcut left, one
+    block at a time (Veit et al. 2016, section 4.1). A block without a skip passes its input on; one
+    that changes the shape cannot, and is left out.
+
+    Args:
+        model: a backbone, or any model holding one.
+        evaluate: a metric of the model, as accuracy on a validation split.
+
+    Returns:
+        The name of each block with the metric without it, shallow to deep; before them "" with the
+        metric of the undamaged model.
+
+    Raises:
+        InputError: the model has no residual block.
+    """
+    results = [("", evaluate(model))]
+    for name, block in _blocks(model):
+        if block.skip:
+            hook = block.branch.register_forward_hook(lambda _, given, y: torch.zeros_like(y))
+        elif block.keeps_shape:
+            hook = block.register_forward_hook(lambda _, given, y: given[0])
+        else:
+            continue
+        try:
+            results.append((name, evaluate(model)))
+        finally:
+            hook.remove()
+    return results
+
+
 def _input_gradient(net: nn.Module, x: Tensor, seed: int) -> Tensor:
     torch.manual_seed(seed)  # the same dropout on both sides
     x = x.detach().clone().requires_grad_()

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from resbackbones.core.layers import check_fields, from_fields
 from resbackbones.core.ops import masked_max, masked_mean
 from resbackbones.errors import InputError, nearest
 
-POOLINGS = ("mean", "max", "mean_max")
+CHOICES = {"pooling": ("mean", "max", "mean_max"), "norm": ("none", "layer")}
 
 
 @dataclass(frozen=True)
@@ -23,36 +24,33 @@ class Head:
             side, twice the width).
         dropout: on the pooled feature.
         bias: of the linear map.
+        norm: of the pooled feature: "none", or "layer" (ConvNeXt, Liu et al. 2022).
 
     >>> Head.of({"pooling": "max"})
-    Head(pooling='max', dropout=0.0, bias=True)
+    Head(pooling='max', dropout=0.0, bias=True, norm='none')
 
     Raises:
-        InputError: an unknown pooling or field, or a dropout outside 0 to 1.
+        InputError: an unknown pooling, norm or field, or a value of the wrong kind.
     """
 
     pooling: str = "mean"
     dropout: float = 0.0
     bias: bool = True
+    norm: str = "none"
 
     def __post_init__(self) -> None:
-        if self.pooling not in POOLINGS:
-            raise InputError(
-                f"pooling={self.pooling!r} is not known; {nearest(self.pooling, POOLINGS)}"
-            )
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"Head has dropout={self.dropout!r}; use a share from 0 to below 1")
+        check_fields(self)
+        for name, allowed in CHOICES.items():
+            given = getattr(self, name)
+            if given not in allowed:
+                raise InputError(f"{name}={given!r} is not known; {nearest(given, allowed)}")
 
     @classmethod
     def of(cls, options: "Head | Mapping[str, Any] | None") -> "Head":
         """A head from its fields; None gives the defaults."""
         if isinstance(options, Head):
             return options
-        known = [field.name for field in dataclasses.fields(cls)]
-        for name in options or {}:
-            if name not in known:
-                raise InputError(f"Head has no field {name!r}; {nearest(name, known)}")
-        return cls(**(options or {}))
+        return from_fields(cls, options or {})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers and strings, ready for JSON; `Head.of` reads them back."""
@@ -66,6 +64,7 @@ class Classifier(nn.Module):
         super().__init__()
         self.pooling = head.pooling
         width = 2 * channels if head.pooling == "mean_max" else channels
+        self.norm = nn.LayerNorm(width, eps=1e-6) if head.norm == "layer" else None
         self.dropout = nn.Dropout(head.dropout)
         self.linear = nn.Linear(width, num_labels, bias=head.bias)
 
@@ -76,8 +75,12 @@ class Classifier(nn.Module):
             pooled.append(masked_mean(feature, lengths))
         if self.pooling != "mean":
             pooled.append(masked_max(feature, lengths))
-        return self.linear(self.dropout(torch.cat(pooled, 1))).float()
+        x = torch.cat(pooled, 1)
+        x = x if self.norm is None else self.norm(x)
+        return self.linear(self.dropout(x)).float()
 
     def reset_parameters(self) -> None:
-        """Draw the linear map anew."""
+        """Draw the linear map anew, and restart the norm."""
         self.linear.reset_parameters()
+        if self.norm is not None:
+            self.norm.reset_parameters()

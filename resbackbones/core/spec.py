@@ -5,15 +5,31 @@ cannot be made.
 """
 
 import dataclasses
-import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, TypeVar
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
+from resbackbones.core.branches import Basic, Branch, branch_from_dict, branch_to_dict
+from resbackbones.core.layers import (
+    Attention,
+    AveragePool,
+    Axes,
+    Dropout,
+    Layer,
+    MaxPool,
+    NormActivation,
+    Part,
+    Stage,
+    Stem,
+    Subsample,
+    check_fields,
+    from_fields,
+    last,
+    per_axis,
+)
 from resbackbones.errors import InputError, nearest
-
-Axes = int | tuple[int, ...]  # one number for every axis, or one an axis
-T = TypeVar("T")
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "order": ("post", "pre", "none"),
@@ -24,56 +40,37 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "norm": ("batch", "group", "layer", "weight", "none"),
     "activation": ("relu", "gelu", "silu", "tanh"),
     "attention": ("none", "se", "eca"),
-    "downsample": ("stride", "max"),
+    "downsample": ("stride", "max", "patch"),
 }
 
 
 @dataclass(frozen=True)
-class Layer:
-    """One convolution with its norm and activation.
+class Block:
+    """The parts of one residual block. `pre` stands before the branch, and before a shortcut that
+    projects; an empty shortcut is the identity."""
 
-    Attributes:
-        channels: output channels.
-        kernel, stride, dilation: one number, or one an axis (time last).
-        groups: channel groups of the convolution.
-        separable: a depthwise convolution of this kernel, then a 1x1 one (no norm between).
-        norm, activation: whether the backbone's norm and activation go with the convolution.
-        bias: None means "where no norm of activations makes it useless".
-    """
-
-    channels: int
-    kernel: Axes = 3
-    stride: Axes = 1
-    dilation: Axes = 1
-    groups: int = 1
-    separable: bool = False
-    norm: bool = True
-    activation: bool = True
-    bias: bool | None = None
-
-    def __post_init__(self) -> None:
-        _check_fields(self)
+    pre: tuple[Part, ...]
+    branch: tuple[Part, ...]
+    shortcut: tuple[Part, ...]
 
 
 @dataclass(frozen=True)
-class Stem(Layer):
-    """The first layer, with the stride of a 3-wide max pooling after it (`pool=1`: none)."""
+class Plan:
+    """The parts of a whole net: the stem, per stage what comes before its blocks and the blocks,
+    and what comes after the last stage."""
 
-    pool: Axes = 1
+    stem: tuple[Part, ...]
+    stages: tuple[tuple[tuple[Part, ...], tuple[Block, ...]], ...]
+    tail: tuple[Part, ...]
 
-
-@dataclass(frozen=True)
-class Stage:
-    """`blocks` residual blocks of the same width; the first one carries the stride."""
-
-    channels: int
-    blocks: int
-    stride: Axes = 1
-    kernel: Axes = 3
-    dilation: Axes = 1
-
-    def __post_init__(self) -> None:
-        _check_fields(self)
+    def parts(self) -> Iterator[Part]:
+        """Every part, in the order they run; blocks that repeat one before are left out."""
+        yield from self.stem
+        for down, blocks in self.stages:
+            yield from down
+            for block in dict.fromkeys(blocks):
+                yield from (*block.pre, *block.branch, *block.shortcut)
+        yield from self.tail
 
 
 @dataclass(frozen=True)
@@ -86,29 +83,32 @@ class BackboneSpec:
         in_channels: channels of the input.
         stem: first layer, or None.
         tail: layers after the last stage; the last feature is the tail's output.
-        branch: what stands between the skip's two ends, a name in `BRANCHES`.
+        branch: what stands between the skip's two ends, as `Bottleneck(groups=32)`.
         order: "post" (activation after the sum, He et al. 2015), "pre" (norm and activation before
             each convolution, He et al. 2016) or "none" ("post" with nothing after the sum).
         skip: "identity", or "none" for the plain control with the same branches.
         branch_scale: "rezero" (a scalar from 0, Bachlechner 2020), "skipinit" (a scalar from
-            1/sqrt(blocks), De & Smith 2020), "layerscale" (a number a channel, Touvron 2021).
+            1/sqrt(blocks), De & Smith 2020), "layerscale" (a number per channel, Touvron 2021).
         init: "he" (He et al. 2015b), "zero_last" (the branch starts at 0, Goyal 2017), "fixup"
             (Zhang 2019: no norm, scalar biases and scales).
         shortcut: where shapes differ: "projection" (1x1), "pad" (subsample, append zero channels:
             He's option A, no parameters), "average" (mean pool, then 1x1: ResNet-D); "always"
             projects on every block (He's option C).
         shortcut_activation: an activation after the projection (TC-ResNet).
-        norm: "batch", "group", "layer" (over channels), "weight" (Salimans 2016) or "none".
+        norm: "batch", "group" (Wu & He 2018), "layer" (over channels), "weight" (Salimans 2016) or
+            "none".
+        norm_eps: added to a variance before its root.
+        norm_groups: groups of a group norm; None gives as many as leave 8 channels or more in each,
+            at most 32. Over a position or two, the variance of few numbers is mostly rounding: with
+            fewer than 8 per group, what padding may change grows accordingly.
         attention: "se" (Hu 2018) or "eca" (Wang 2020) at the end of each branch.
         attention_reduction: channels over squeezed channels in "se".
-        groups: channel groups of the branch's spatial convolutions (ResNeXt).
-        bottleneck_ratio: inner over outer channels of a bottleneck.
-        repeats: layers in a separable branch.
         dropout: after the activations inside a branch.
         drop_path: stochastic depth at the last block, rising from 0 (Huang 2016).
         causal: position t of the last axis sees only positions <= t.
-        downsample: a stage's stride is taken by its first convolution ("stride") or by a 3-wide
-            max pooling before its first block ("max").
+        downsample: a stage's stride is taken by its first convolution ("stride"), by a 3-wide max
+            pooling before its first block ("max"), or by a norm and a convolution of patches side
+            by side there, which also takes a change of width ("patch", ConvNeXt).
 
     Raises:
         InputError: an unknown value, a field no part of this spec reads, or a refused combination.
@@ -123,7 +123,7 @@ class BackboneSpec:
     in_channels: int = 3
     stem: Stem | None = None
     tail: tuple[Layer, ...] = ()
-    branch: str = "basic"
+    branch: Branch = Basic()  # noqa: RUF009 (frozen)
     order: str = "post"
     skip: str = "identity"
     branch_scale: str = "none"
@@ -132,118 +132,269 @@ class BackboneSpec:
     shortcut_activation: bool = False
     norm: str = "batch"
     norm_eps: float = 1e-5
+    norm_groups: int | None = None
     activation: str = "relu"
     attention: str = "none"
     attention_reduction: int = 16
-    groups: int = 1
-    bottleneck_ratio: float = 0.25
-    repeats: int = 1
     dropout: float = 0.0
     drop_path: float = 0.0
     causal: bool = False
     downsample: str = "stride"
 
     def __post_init__(self) -> None:
-        _check_fields(self)
-        for name in ("stages", "tail"):  # a list is welcome, but a frozen spec keeps tuples
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        if not self.stages:
-            raise InputError("stages is empty; a backbone needs at least one Stage")
+        check_fields(self)
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 given = getattr(self, name)
                 raise InputError(f"{name}={given!r} is not known; {nearest(given, allowed)}")
-        self._check_branch_fields()
-        self._check_axes()
+        self._check_kinds()
+        if self.dims not in (1, 2):
+            raise InputError(f"dims={self.dims} is not known; use 1 for sequences or 2 for images")
+        # Checked before they are put together, so that a sentence names what was written.
+        written: list[Part | Stage] = [*self.stages, *self.tail]
+        for piece in [*written, self.stem] if self.stem else written:
+            self._check_axes(piece)
+        for part in self.plan.parts():
+            self._check_axes(part)
+        self._check_unread()
+        self._check_causal()
         for why, refused in REFUSALS.items():
             if refused(self):
                 raise InputError(why)
 
-    def _check_axes(self) -> None:
-        if self.dims not in (1, 2):
-            raise InputError(f"dims={self.dims} is not known; use 1 for sequences or 2 for images")
-        branches = [layer for s in self.stages for layer in self.branch_layers(s, s.stride)]
-        parts: list[Layer | Stage] = [
-            *self.stages,
-            *branches,
-            *self.tail,
-            *([self.stem] if self.stem else []),
-        ]
-        for part in parts:
-            for field in ("kernel", "stride", "dilation", "pool"):
-                value = getattr(part, field, 1)
-                if isinstance(value, tuple) and len(value) != self.dims:
-                    raise InputError(
-                        f"{type(part).__name__} has {field}={value}, but dims={self.dims} needs "
-                        f"one number or {self.dims}"
-                    )
-            kernels = part.kernel if isinstance(part.kernel, tuple) else (part.kernel,) * self.dims
-            # The causal axis is padded on one side only, so its kernel may be even.
-            if any(size % 2 == 0 for size in (kernels[:-1] if self.causal else kernels)):
+    def _check_kinds(self) -> None:
+        for name, kind in (("stages", Stage), ("tail", Layer)):
+            given = getattr(self, name)
+            # A list is welcome, but a frozen spec keeps tuples.
+            if not isinstance(given, list | tuple) or not all(isinstance(g, kind) for g in given):
+                raise InputError(f"{name}={given!r} is no sequence of {kind.__name__}; give one")
+            object.__setattr__(self, name, tuple(given))
+        if not self.stages:
+            raise InputError("stages is empty; a backbone needs at least one Stage")
+        if self.stem is not None and not isinstance(self.stem, Stem):
+            raise InputError(f"stem={self.stem!r} is no Stem; give a Stem, or None for no stem")
+        if not isinstance(self.branch, Branch):
+            raise InputError(
+                f"branch={self.branch!r} is no branch; give one with its fields, as branch="
+                "Bottleneck(groups=32)"
+            )
+
+    def _check_axes(self, part: Part | Stage) -> None:
+        owner = type(part).__name__
+        for field in ("kernel", "stride", "dilation", "first_dilation", "pool"):
+            value = getattr(part, field, 1)
+            if isinstance(value, tuple) and len(value) != self.dims:
                 raise InputError(
-                    f"{type(part).__name__} has an even kernel {part.kernel}, which has no centre; "
-                    "use an odd one (even ones exist for the last axis of causal nets)"
+                    f"{owner} has {field}={value}, but dims={self.dims} needs one number or "
+                    f"{self.dims}"
+                )
+        if not isinstance(part, Layer):
+            return
+        kernel, stride, dilation = (
+            per_axis(value, self.dims) for value in (part.kernel, part.stride, part.dilation)
+        )
+        for axis, size in enumerate(kernel):
+            # The causal axis is padded on one side only, so its kernel needs no centre.
+            free = size % 2 == 1 or (self.causal and axis == self.dims - 1)
+            if not free and (size != stride[axis] or dilation[axis] != 1):
+                raise InputError(
+                    f"{owner} has an even kernel {part.kernel}, which has no centre; use an odd "
+                    "one, or one as wide as its stride (even ones of any stride exist for the last "
+                    "axis of causal nets)"
                 )
 
-    def _check_branch_fields(self) -> None:
-        from resbackbones.core.blocks import BRANCHES  # a branch is code; a spec only names it
-
-        if self.branch not in BRANCHES:
-            raise InputError(
-                f"branch={self.branch!r} is not known; {nearest(self.branch, BRANCHES)}"
-            )
-        reads = set(inspect.signature(BRANCHES[self.branch]).parameters)
-        for field in ("groups", "bottleneck_ratio", "repeats"):
-            if getattr(self, field) != _defaults(type(self))[field] and field not in reads:
+    def _check_unread(self) -> None:
+        for field, reader, read in (
+            ("attention_reduction", "attention='se'", self.attention == "se"),
+            ("norm_groups", "norm='group'", self.norm == "group"),
+        ):
+            default = next(f.default for f in dataclasses.fields(self) if f.name == field)
+            if getattr(self, field) != default and not read:
                 raise InputError(
-                    f"{field}={getattr(self, field)} has no effect: the {self.branch} branch does "
-                    f"not read it; leave {field} out"
+                    f"{field}={getattr(self, field)} has no effect without {reader}; leave it out "
+                    f"or set {reader}"
                 )
-        if self.attention != "se" and self.attention_reduction != 16:
+
+    def _check_causal(self) -> None:
+        if not self.causal:
+            return
+        for part in self.plan.parts():
+            ahead = self.reach(part)[1]
+            if ahead:
+                what = {
+                    Attention: f"attention={self.attention!r}",
+                    MaxPool: "max pooling",
+                    AveragePool: f"shortcut={self.shortcut!r}",
+                }.get(type(part), type(part).__name__)
+                if self.norm == "group" and part.norm:
+                    what = "norm='group'"
+                many = "all later positions" if ahead == math.inf else f"{ahead} later position(s)"
+                raise InputError(
+                    f"causal=True with {what} looks ahead: it reads {many}; choose another, or "
+                    "causal=False"
+                )
+
+    @cached_property
+    def plan(self) -> Plan:
+        """The parts the net consists of.
+
+        Raises:
+            InputError: a branch that does not end in its stage's channels.
+        """
+        width = self.in_channels
+        stem: tuple[Part, ...] = ()
+        if self.stem is not None:
+            width = self.stem.channels
+            layer = Layer(*(getattr(self.stem, f.name) for f in dataclasses.fields(Layer)))
+            stem = (layer, *self._max_pool(width, self.stem.pool))
+        stages = []
+        for stage in self.stages:
+            down: tuple[Part, ...] = ()
+            if self.downsample == "max":
+                down = self._max_pool(width, stage.stride)
+            elif self.downsample == "patch" and (self.strides(stage) or width != stage.channels):
+                down = (
+                    NormActivation(width, activation=False),
+                    Layer(
+                        stage.channels,
+                        stage.stride,
+                        stage.stride,
+                        norm=self.norm == "weight",
+                        activation=False,
+                        bias=True,
+                    ),
+                )
+                width = stage.channels
+            rest = replace(stage, stride=1, first_dilation=None)
+            first = stage if self.downsample == "stride" else rest
+            blocks = [self._block(first, width)]
+            width = stage.channels
+            if stage.blocks > 1:
+                blocks += [self._block(rest, width)] * (stage.blocks - 1)
+            stages.append((down, tuple(blocks)))
+        # A pre-activated block leaves a raw sum, so the net ends in a norm and an activation.
+        final = (NormActivation(width),) if self.order == "pre" else ()
+        return Plan(stem, tuple(stages), (*final, *self.tail))
+
+    def _block(self, stage: Stage, in_channels: int) -> Block:
+        written = tuple(self.branch.parts(stage, in_channels))
+        if not written or written[-1].channels != stage.channels:
+            ends = f"ends in {written[-1].channels} channels" if written else "is empty"
             raise InputError(
-                f"attention_reduction={self.attention_reduction} has no effect with "
-                f"attention={self.attention!r}; leave it out or set attention='se'"
+                f"the {type(self.branch).__name__} branch {ends}, but its stage has "
+                f"{stage.channels}; its last part must leave as many"
             )
+        pre: tuple[Part, ...] = ()
+        branch: list[Part] = []
+        width = in_channels
+        for part in written:
+            if self.order == "pre" and isinstance(part, Layer):
+                before = NormActivation(width, norm=part.norm)
+                part = replace(part, norm=part.norm and self.norm == "weight", activation=False)
+                if pre:
+                    self._append(branch, before)
+            self._append(branch, part)
+            width = part.channels
+            if self.order == "pre":  # the first norm and activation, which a projection shares
+                pre = (NormActivation(in_channels),)
+        if self.attention != "none":
+            branch.append(Attention(width, self.attention, self.attention_reduction))
+        return Block(pre, tuple(branch), self._shortcut(stage, in_channels))
+
+    def _append(self, branch: list[Part], part: Part) -> None:
+        branch.append(part)
+        if self.dropout and part.activation:
+            branch.append(Dropout(part.channels, self.dropout))
+
+    def _shortcut(self, stage: Stage, in_channels: int) -> tuple[Part, ...]:
+        channels, stride = stage.channels, stage.stride
+        same = in_channels == channels and not self.strides(stage)
+        if self.skip == "none" or (same and self.shortcut != "always"):
+            return ()
+        if self.shortcut == "pad":
+            return (Subsample(channels, stride),)
+        average = self.shortcut == "average" and self.strides(stage)
+        layer = Layer(
+            channels,
+            1,
+            1 if average else stride,
+            # Weight norm belongs to the branch; the published nets project with a plain 1x1, and a
+            # pre-activated block projects what is normalised already.
+            norm=self.order != "pre" and self.norm != "weight",
+            activation=self.shortcut_activation,
+        )
+        return (AveragePool(in_channels, stride), layer) if average else (layer,)
+
+    def _max_pool(self, channels: int, stride: Axes) -> tuple[Part, ...]:
+        return (MaxPool(channels, stride),) if max(per_axis(stride, self.dims)) > 1 else ()
+
+    def strides(self, stage: Stage) -> bool:
+        """Whether a stage has a stride on any axis."""
+        return max(per_axis(stage.stride, self.dims)) > 1
+
+    def reach(self, part: Part) -> tuple[float, float]:
+        """Positions before and after its own that a part reads on the last axis in this net; a
+        group norm's statistics run over all of them."""
+        if part.norm and self.norm == "group":
+            return math.inf, math.inf
+        return part.reach(self.causal)
+
+    @property
+    def receptive_field(self) -> float:
+        """Positions of the last axis that one position of the last feature depends on; infinite
+        where something averages over the whole axis (attention, group norm)."""
+        Field = tuple[float, float, int]  # before and after, in input positions, and one step here
+
+        def along(field: Field, parts: tuple[Part, ...]) -> Field:
+            before, after, step = field
+            for part in parts:
+                behind, ahead = self.reach(part)
+                before, after = before + behind * step, after + ahead * step
+                step *= last(part.stride)
+            return before, after, step
+
+        field = along((0, 0, 1), self.plan.stem)
+        for down, blocks in self.plan.stages:
+            field = along(field, down)
+            for block in blocks:
+                before, after, step = along(along(field, block.pre), block.branch)
+                if self.skip == "identity":
+                    around = along(field, block.shortcut)
+                    before, after = max(before, around[0]), max(after, around[1])
+                field = before, after, step
+        before, after, _ = along(field, self.plan.tail)
+        return before + after + 1
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, strings, lists and dicts: ready for JSON."""
-        return _plain(dataclasses.asdict(self))
+        """Plain numbers, strings, lists and dicts: ready for JSON.
+
+        Raises:
+            InputError: its branch is not in `BRANCHES`, so that nobody could read it back.
+        """
+        values = dataclasses.asdict(self)
+        values["branch"] = branch_to_dict(self.branch)
+        return _plain(values)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "BackboneSpec":
-        """The inverse of `to_dict`.
+        """The inverse of `to_dict`. A branch by its name alone has its fields beside it.
 
         Raises:
-            InputError: a field no spec has, naming the nearest one.
+            InputError: a field no spec has (the nearest is named), one missing, or a value that
+                does not exist.
         """
-        values = dict(values)
-        _check_names(cls, values)
+        if not isinstance(values, Mapping):
+            raise InputError(f"{values!r} is no spec; give a dict of a BackboneSpec's fields")
+        values = branch_from_dict(values)
         if isinstance(values.get("stem"), Mapping):
-            values["stem"] = _part(Stem, values["stem"])
-        for field, part in (("stages", Stage), ("tail", Layer)):
-            if field in values:
-                items = values[field]
+            values["stem"] = from_fields(Stem, values["stem"])
+        for field, kind in (("stages", Stage), ("tail", Layer)):
+            if isinstance(values.get(field), list | tuple):
                 values[field] = tuple(
-                    _part(part, i) if isinstance(i, Mapping) else i for i in items
+                    from_fields(kind, item) if isinstance(item, Mapping) else item
+                    for item in values[field]
                 )
-        return cls(**values)
-
-    def branch_layers(self, stage: Stage, stride: Axes) -> tuple[Layer, ...]:
-        """The layers of one block's branch."""
-        from resbackbones.core.blocks import BRANCHES
-
-        branch = BRANCHES[self.branch]
-        takes = set(inspect.signature(branch).parameters)
-        options = {f: getattr(self, f) for f in ("groups", "bottleneck_ratio", "repeats")}
-        options = {name: value for name, value in options.items() if name in takes}
-        return tuple(branch(stage.channels, stage.kernel, stride, stage.dilation, **options))
-
-    @property
-    def pool_strides(self) -> bool:
-        """Whether any 3-wide max pooling stands in the net."""
-        stem = self.stem is not None and self.stem.pool not in (1, (1,) * self.dims)
-        strided = any(s.stride not in (1, (1,) * self.dims) for s in self.stages)
-        return stem or (self.downsample == "max" and strided)
+        return from_fields(cls, values)
 
 
 # The compatibility table: why a combination does not exist, and how to recognise it.
@@ -255,6 +406,28 @@ REFUSALS: dict[str, Callable[[BackboneSpec], bool]] = {
     "skip='none' with branch_scale='rezero' is a dead net: every branch is multiplied by 0 and "
     "nothing goes around it; use branch_scale='none'": (
         lambda s: s.skip == "none" and s.branch_scale == "rezero"
+    ),
+    "skip='none' with branch_scale='layerscale' is a dead net: every branch is multiplied by "
+    "nearly 0 and nothing goes around it; use branch_scale='none'": (
+        lambda s: s.skip == "none" and s.branch_scale == "layerscale"
+    ),
+    "skip='none' with branch_scale='skipinit' is a dead net where no norm undoes the scale: "
+    "signals shrink by 1/sqrt(blocks) per block; use branch_scale='none' or another norm": (
+        lambda s: s.skip == "none" and s.branch_scale == "skipinit" and not _normalises(s)
+    ),
+    "skip='none' with activation='gelu' or 'silu' and without a norm of activations is a dead "
+    "net: signals shrink with every layer; use 'relu' or 'tanh', or another norm": (
+        lambda s: (
+            s.skip == "none"
+            and s.activation in ("gelu", "silu")
+            and s.order != "none"
+            and not _normalises(s)
+        )
+    ),
+    "activation='silu' after the sum is a dead net where branches start near 0 (init='zero_last' "
+    "or 'fixup', branch_scale='rezero', 'layerscale', or 'skipinit' without a norm): it halves a "
+    "small signal block by block; use order='pre' or another activation": (
+        lambda s: s.activation == "silu" and s.order == "post" and _starts_near_zero(s)
     ),
     "skip='none' with drop_path is a dead net whenever a branch is dropped: nothing goes around "
     "it; use drop_path=0": lambda s: s.skip == "none" and s.drop_path > 0,
@@ -270,91 +443,30 @@ REFUSALS: dict[str, Callable[[BackboneSpec], bool]] = {
         lambda s: s.init == "fixup" and s.branch_scale != "none"
     ),
     "init='fixup' is undefined for a branch of one convolution (its exponent is -1/(2m - 2)); use "
-    "a branch of two or more": (
-        lambda s: s.init == "fixup" and len(s.branch_layers(s.stages[0], 1)) < 2
-    ),
+    "a branch of two or more": lambda s: s.init == "fixup" and len(_convolutions(s)) < 2,
     "a branch that ends in ReLU never learns when it starts at 0 (init='zero_last' or 'fixup'): "
     "ReLU has no slope there; use init='he', order='pre' or another activation": (
-        lambda s: (
-            s.init != "he"
-            and s.order != "pre"
-            and s.activation == "relu"
-            and s.branch_layers(s.stages[0], 1)[-1].activation
-        )
+        lambda s: s.init != "he" and s.activation == "relu" and _convolutions(s)[-1].activation
     ),
-    "causal=True with attention looks ahead: it averages over all of time; use attention='none'": (
-        lambda s: s.causal and s.attention != "none"
-    ),
-    "causal=True with norm='group' looks ahead: its statistics run over all of time; use "
-    "norm='batch', 'layer', 'weight' or 'none'": lambda s: s.causal and s.norm == "group",
-    "causal=True with max pooling looks ahead: its window is symmetric; use a strided "
-    "convolution (downsample='stride', pool=1)": lambda s: s.causal and s.pool_strides,
-    "causal=True with shortcut='average' looks ahead: its cell reaches past the position it is "
-    "added to; use shortcut='projection'": lambda s: s.causal and s.shortcut == "average",
 }
 
 
-def resolve(name_or_spec: str | BackboneSpec, **changes: Any) -> BackboneSpec:
-    """Look a spec up by name and replace fields in it.
-
-    >>> resolve("resnet18", dims=1, in_channels=40).in_channels
-    40
-
-    Raises:
-        InputError: no such name or field (the nearest is named), or a refused combination.
-    """
-    from resbackbones.core.zoo import SPECS
-
-    if isinstance(name_or_spec, BackboneSpec):
-        spec = name_or_spec
-    elif name_or_spec in SPECS:
-        spec = SPECS[name_or_spec]
-    else:
-        raise InputError(f"no spec is called {name_or_spec!r}; {nearest(name_or_spec, SPECS)}")
-    _check_names(BackboneSpec, changes)
-    return dataclasses.replace(spec, **changes)
+def _normalises(spec: BackboneSpec) -> bool:
+    return spec.norm in ("batch", "group", "layer")
 
 
-def _defaults(kind: type) -> dict[str, Any]:
-    return {field.name: field.default for field in dataclasses.fields(kind)}
+def _starts_near_zero(spec: BackboneSpec) -> bool:
+    shrunk = spec.branch_scale == "skipinit" and not _normalises(spec)
+    return shrunk or spec.init != "he" or spec.branch_scale in ("rezero", "layerscale")
 
 
-def _check_names(kind: type, values: Mapping[str, Any]) -> None:
-    for name in values:
-        if name not in _defaults(kind):
-            raise InputError(
-                f"{kind.__name__} has no field {name!r}; {nearest(name, _defaults(kind))}"
-            )
-
-
-def _part(kind: type[T], values: Mapping[str, Any]) -> T:
-    _check_names(kind, values)
-    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+def _convolutions(spec: BackboneSpec) -> list[Part]:
+    """One entry per convolution of the first block's branch: the part it stands in."""
+    _, blocks = spec.plan.stages[0]
+    return [part for part in blocks[0].branch for _ in range(part.convolutions)]
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
-
-
-_MINIMUM = dict.fromkeys(
-    ("channels", "kernel", "stride", "dilation", "groups", "pool", "blocks", "in_channels"), 1
-) | dict.fromkeys(("repeats", "attention_reduction"), 1)
-
-
-def _check_fields(part: Any) -> None:
-    """Refuse a value of the wrong kind where it is written, not where it is used."""
-    owner = type(part).__name__
-    for field in dataclasses.fields(part):
-        value = getattr(part, field.name)
-        if field.name in _MINIMUM:
-            numbers = value if isinstance(value, tuple) and field.type == Axes else (value,)
-            if not all(type(n) is int and n >= _MINIMUM[field.name] for n in numbers):
-                raise InputError(
-                    f"{owner} has {field.name}={value!r}; use whole numbers of 1 or more"
-                )
-        elif field.name in ("dropout", "drop_path") and not 0 <= value < 1:
-            raise InputError(f"{owner} has {field.name}={value!r}; use a share from 0 to below 1")
-        elif field.name in ("norm_eps", "bottleneck_ratio") and not value > 0:
-            raise InputError(f"{owner} has {field.name}={value!r}; use a number above 0")

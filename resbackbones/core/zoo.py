@@ -1,10 +1,17 @@
 """Published backbones, and a few of our own, as specs. Names are torchvision's or timm's where one
 exists; parameter counts are held exactly by the tests."""
 
+import itertools
+import operator
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
-from resbackbones.core.spec import BackboneSpec, Layer, Stage, Stem
+from resbackbones.core.backbone import Backbone
+from resbackbones.core.branches import Bottleneck, Gated, Inverted, Separable, Temporal
+from resbackbones.core.layers import Axes, Layer, Stage, Stem, check_names, last, per_axis
+from resbackbones.core.spec import BackboneSpec
+from resbackbones.errors import InputError, nearest
 
 
 def _stages(
@@ -24,10 +31,22 @@ def _basic(*blocks: int) -> BackboneSpec:
 
 def _bottleneck(*blocks: int) -> BackboneSpec:
     stages = _stages((256, 512, 1024, 2048), blocks)
-    return BackboneSpec(stages, stem=_STEM, branch="bottleneck")
+    return BackboneSpec(stages, stem=_STEM, branch=Bottleneck())
 
 
 _R50 = _bottleneck(3, 4, 6, 3)
+
+
+# ConvNeXt (Liu et al. 2022, section 2): a patch of 4 x 4 pixels at first, of 2 x 2 between stages.
+def _convnext(widths: Sequence[int], blocks: Sequence[int]) -> BackboneSpec:
+    stages = (replace(stage, kernel=7) for stage in _stages(widths, blocks))
+    return BackboneSpec(
+        tuple(stages), branch=Inverted(), order="none", branch_scale="layerscale", norm="layer",
+        norm_eps=1e-6, activation="gelu", downsample="patch",
+        stem=Stem(widths[0], 4, 4, activation=False, bias=True),
+    )  # fmt: skip
+
+
 # CIFAR nets (He et al. 2015, section 4.2: option A; Zagoruyko & Komodakis 2016: wide).
 _SMALL_STEM = Stem(16)
 _RAW_STEM = Stem(16, norm=False, activation=False)
@@ -49,7 +68,7 @@ def _quartznet(times: int) -> BackboneSpec:
     groups = (256, 33), (256, 39), (512, 51), (512, 63), (512, 75)
     return BackboneSpec(
         tuple(Stage(channels, times, kernel=kernel) for channels, kernel in groups),
-        dims=1, in_channels=64, branch="separable", repeats=5, shortcut="always", norm_eps=1e-3,
+        dims=1, in_channels=64, branch=Separable(5), shortcut="always", norm_eps=1e-3,
         stem=Stem(256, 33, 2, separable=True),
         tail=(Layer(512, 87, dilation=2, separable=True), Layer(1024, 1)),
     )  # fmt: skip
@@ -58,7 +77,7 @@ def _quartznet(times: int) -> BackboneSpec:
 def _matchboxnet(blocks: int, repeats: int) -> BackboneSpec:
     return BackboneSpec(
         tuple(Stage(64, 1, kernel=13 + 2 * index) for index in range(blocks)),
-        dims=1, in_channels=64, branch="separable", repeats=repeats, shortcut="always",
+        dims=1, in_channels=64, branch=Separable(repeats), shortcut="always",
         norm_eps=1e-3, stem=Stem(128, 11, separable=True),
         tail=(Layer(128, 29, dilation=2, separable=True), Layer(128, 1)),
     )  # fmt: skip
@@ -99,9 +118,23 @@ _WORD_RESNET = BackboneSpec(
 def _tcn(levels: int, channels: int, in_channels: int, dropout: float) -> BackboneSpec:
     return BackboneSpec(
         tuple(Stage(channels, 1, dilation=2**level) for level in range(levels)),
-        dims=1, in_channels=in_channels, branch="temporal", norm="weight", causal=True,
+        dims=1, in_channels=in_channels, branch=Temporal(), norm="weight", causal=True,
         dropout=dropout,
     )  # fmt: skip
+
+
+# Gated convolutions (Dauphin et al. 2017, table 1, GCNN-14): words before, one per layer, gate it.
+_GCNN14 = BackboneSpec(
+    tuple(
+        Stage(channels, layers, kernel=kernel)
+        for channels, layers, kernel in (
+            (850, 3, 6), (850, 1, 1), (850, 4, 5), (850, 1, 1), (850, 3, 4), (1024, 1, 4),
+            (2048, 1, 4),
+        )
+    ),
+    dims=1, in_channels=280, branch=Gated(), order="none", norm="weight", causal=True,
+    stem=Stem(850, 1, activation=False),
+)  # fmt: skip
 
 
 SPECS: dict[str, BackboneSpec] = {
@@ -110,9 +143,10 @@ SPECS: dict[str, BackboneSpec] = {
     "resnet50": _R50,
     "resnet101": _bottleneck(3, 4, 23, 3),
     "resnet152": _bottleneck(3, 8, 36, 3),
-    "resnext50_32x4d": replace(_R50, groups=32, bottleneck_ratio=0.5),
-    "wide_resnet50_2": replace(_R50, bottleneck_ratio=0.5),
+    "resnext50_32x4d": replace(_R50, branch=Bottleneck(0.5, groups=32)),
+    "wide_resnet50_2": replace(_R50, branch=Bottleneck(0.5)),
     "resnetv2_50": replace(_R50, order="pre", stem=replace(_STEM, norm=False, activation=False)),
+    "convnext_tiny": _convnext((96, 192, 384, 768), (3, 3, 9, 3)),
     "seresnet50": replace(_R50, attention="se"),
     "resnet20": _cifar(20),
     "resnet32": _cifar(32),
@@ -144,4 +178,115 @@ SPECS: dict[str, BackboneSpec] = {
     "word_resnet6": _WORD_RESNET,
     "tcn": _tcn(4, 600, 600, 0.45),
     "tcn_char": _tcn(3, 450, 100, 0.1),
+    "gcnn14": _GCNN14,
 }
+
+
+def resolve(name_or_spec: str | BackboneSpec, **changes: Any) -> BackboneSpec:
+    """Look a spec up by name and replace fields in it.
+
+    >>> resolve("resnet18", dims=1, in_channels=40).in_channels
+    40
+
+    Raises:
+        InputError: no such name or field (the nearest is named), or a refused combination.
+    """
+    if isinstance(name_or_spec, BackboneSpec):
+        spec = name_or_spec
+    elif isinstance(name_or_spec, str) and name_or_spec in SPECS:
+        spec = SPECS[name_or_spec]
+    else:
+        raise InputError(f"no spec is called {name_or_spec!r}; {nearest(str(name_or_spec), SPECS)}")
+    check_names(BackboneSpec, changes)
+    return replace(spec, **changes)
+
+
+def with_output_stride(spec: BackboneSpec, stride: int) -> BackboneSpec:
+    """The same net with features no coarser than `stride`: strides beyond it become dilations (Yu &
+    Koltun 2016; Chen et al. 2017, section 3.1). Its weights fit; each of its outputs at a position
+    the strided net has is that net's output there.
+
+    >>> [(s.stride, s.dilation) for s in with_output_stride(SPECS["resnet50"], 16).stages]
+    [(1, 1), (2, 1), (2, 1), (1, 2)]
+
+    Raises:
+        InputError: a stride the net does not pass through, or one that something other than a
+            convolution takes.
+    """
+    reached = [1] * spec.dims
+    for part in spec.plan.stem:
+        reached = [r * s for r, s in zip(reached, per_axis(part.stride, spec.dims), strict=True)]
+    steps = [reached[-1], *(last(stage.stride) for stage in spec.stages)]
+    dilated = [1] * spec.dims  # what the strides taken out so far multiply a dilation by
+    stages = []
+    width = spec.stem.channels if spec.stem else spec.in_channels
+    for stage in spec.stages:
+        before = list(dilated)
+        strides = list(per_axis(stage.stride, spec.dims))
+        for axis, taken in enumerate(strides):
+            if reached[axis] * taken <= stride:
+                reached[axis] *= taken
+            else:
+                dilated[axis] *= taken
+                strides[axis] = 1
+        if dilated != before:
+            _check_dilatable(spec, stage, width, max(strides))
+        if max(dilated) > 1:
+            first, dilation = (
+                _scaled(stage.entry_dilation, before),
+                _scaled(stage.dilation, dilated),
+            )
+            stage = replace(
+                stage,
+                stride=_simple(strides),
+                dilation=dilation,
+                first_dilation=None if first == dilation else first,
+            )
+        width = stage.channels
+        stages.append(stage)
+    if any(r != stride for r in reached):
+        raise InputError(
+            f"the net does not pass through stride {stride}, but through "
+            f"{', '.join(map(str, itertools.accumulate(steps, operator.mul)))}"
+        )
+    tail = tuple(replace(layer, dilation=_scaled(layer.dilation, dilated)) for layer in spec.tail)
+    return replace(spec, stages=tuple(stages), tail=tail)
+
+
+def _check_dilatable(spec: BackboneSpec, stage: Stage, width: int, left: int) -> None:
+    """Refuse to take a stage's stride out where something else than a dilation would change."""
+    taker = {"max": "max pooling", "patch": "patches"}.get(spec.downsample)
+    if taker is None and spec.shortcut == "average" and spec.skip == "identity":
+        taker = "the average of its shortcut"
+    if taker is not None:
+        raise InputError(
+            f"the stride of {stage} is taken by {taker}, which cannot be dilated; use "
+            "downsample='stride' and another shortcut than 'average'"
+        )
+    projects = spec.skip == "identity" and spec.shortcut == "projection"
+    if projects and width == stage.channels and left == 1:
+        raise InputError(
+            f"{stage} projects its shortcut only for its stride, and would lose the projection "
+            "with it; use shortcut='always' or 'pad'"
+        )
+
+
+def _scaled(dilation: Axes, factors: list[int]) -> Axes:
+    each = per_axis(dilation, len(factors))
+    return _simple([d * f for d, f in zip(each, factors, strict=True)])
+
+
+def _simple(values: list[int]) -> Axes:
+    return values[0] if len(set(values)) == 1 else tuple(values)
+
+
+def backbone(name_or_spec: str | BackboneSpec, **changes: Any) -> Backbone:
+    """Make a backbone from a name in `SPECS` or a spec, with fields of the spec replaced.
+
+    >>> backbone("resnet18", in_channels=1, skip="none").parameter_difference
+    173824
+
+    Raises:
+        InputError: no such name or field (the nearest is named), or a refused combination.
+    """
+    return Backbone(resolve(name_or_spec, **changes))

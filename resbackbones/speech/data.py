@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from resbackbones.core.ops import valid_mask
+from resbackbones.core.context import valid_mask
 from resbackbones.errors import InputError
 from resbackbones.sources import Items, Source, mixed_labels, read
 from resbackbones.speech.frontend import FrontEnd, ResidualFeatureExtractor, resample

@@ -17,7 +17,7 @@ import torchaudio
 from torch import Tensor, nn
 from transformers import BatchFeature, SequenceFeatureExtractor
 
-from resbackbones.core.ops import valid_mask
+from resbackbones.core.context import valid_mask
 from resbackbones.errors import InputError, nearest
 
 KINDS = ("log_mel", "mfcc")
@@ -149,25 +149,27 @@ class FrontEnd(nn.Module):
         if lengths is None:
             lengths = torch.full((batch,), samples, device=waveforms.device)
         lengths = lengths.to(waveforms.device, torch.int64)
-        # What stands past an item's end would leak into its last frames.
-        power = self.mel(waveforms.masked_fill(~valid_mask(lengths, samples), 0.0))
+        with _without_autocast(waveforms):
+            # What stands past an item's end would leak into its last frames.
+            power = self.mel(waveforms.float().masked_fill(~valid_mask(lengths, samples), 0.0))
         return power, 1 + torch.div(lengths, self.hop, rounding_mode="floor")
 
     @torch.no_grad()
     def features(self, power: Tensor, frames: Tensor) -> Tensor:
         """The second half of `forward`: features `(B, feature_size, T)` of powers `(B, n_mels, T)`,
         of which `frames` `(B,)` are real."""
-        features = torch.log1p(power / FLOOR)
-        if self.dct is not None:
-            features = torch.einsum("bmt,mf->bft", features, self.dct)
-        past = ~valid_mask(frames, features.shape[-1]).unsqueeze(1)
-        if self.normalize != "none":
-            count = frames.view(-1, 1, 1)
-            features = features - features.masked_fill(past, 0.0).sum(-1, keepdim=True) / count
-            if self.normalize == "mean_std":
-                square = features.masked_fill(past, 0.0).square().sum(-1, keepdim=True) / count
-                features = features / square.sqrt().clamp(min=STEADY)
-        return features.masked_fill(past, 0.0)
+        past = ~valid_mask(frames, power.shape[-1]).unsqueeze(1)
+        with _without_autocast(power):
+            features = torch.log1p(power.float() / FLOOR)
+            if self.dct is not None:
+                features = torch.einsum("bmt,mf->bft", features, self.dct)
+            if self.normalize != "none":
+                count = frames.view(-1, 1, 1)
+                features = features - features.masked_fill(past, 0.0).sum(-1, keepdim=True) / count
+                if self.normalize == "mean_std":
+                    square = features.masked_fill(past, 0.0).square().sum(-1, keepdim=True) / count
+                    features = features / square.sqrt().clamp(min=STEADY)
+            return features.masked_fill(past, 0.0)
 
 
 class ResidualFeatureExtractor(SequenceFeatureExtractor):
@@ -326,7 +328,16 @@ def resample(waveform: Any, rate: int, new_rate: int) -> Tensor:
     torch.Size([16000])
     """
     waveform = torch.as_tensor(waveform, dtype=torch.float32)
-    return waveform if rate == new_rate else _resampler(rate, new_rate)(waveform)
+    if rate == new_rate:
+        return waveform
+    with _without_autocast(waveform):
+        return _resampler(rate, new_rate)(waveform)
+
+
+def _without_autocast(x: Tensor) -> torch.autocast:
+    """Inside, float32 is computed in float32 whatever autocast says: bfloat16 has three digits, and
+    log-mel energies would be off by 0.07."""
+    return torch.autocast(x.device.type, enabled=False)
 
 
 @functools.lru_cache(maxsize=16)  # the filter costs more to make than to apply to a short clip

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from resbackbones.core.ops import valid_mask
+from resbackbones.core.context import valid_mask
 from resbackbones.errors import InputError
 from resbackbones.sources import Items, Source, read
 from resbackbones.text.tokenizer import NgramTokenizer

@@ -22,7 +22,7 @@ import torch
 
 from resbackbones import train
 from resbackbones.core.ops import masked_mean
-from resbackbones.core.spec import resolve
+from resbackbones.core.zoo import resolve
 from resbackbones.pretrained import class_scores
 from resbackbones.sources import open_splits, speaker_leak
 from resbackbones.speech import (
@@ -33,7 +33,7 @@ from resbackbones.speech import (
     ResidualForAudioClassification,
     read_clips,
 )
-from tasks._run import Run, conclude, run, run_folder
+from tasks._run import Device, Run, conclude, resolve_device, run, run_folder
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ class Config:
     """Most that another clip and its label may take of a training clip (Zhang 2018); 0 is off."""
     on_bad: Literal["error", "skip"] = "error"
     """A damaged recording stops the run, or is left out and counted."""
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
-    """Where the clips are kept and augmented; the net trains on the GPU if there is one."""
+    device: Device = "auto"
+    """Where the clips are kept and augmented and the net trains; auto is the GPU, if there."""
     output: Path | None = None
     """Folder for models, logs and curves (runs/spot_keywords/<time>)."""
     resume: bool = False
@@ -79,6 +79,7 @@ class Config:
 
 
 def main(config: Config) -> None:
+    device = resolve_device(config.device)
     spec = resolve(config.spec, skip=config.skip)
     if spec.dims == 2:
         spec = replace(spec, in_channels=1)
@@ -96,6 +97,7 @@ def main(config: Config) -> None:
         weight_decay=config.weight_decay,
         clip=5.0,
         keep="last",  # one-cycle ends at its best, and a small validation split is no judge
+        device=device,
         resume=config.resume,
     )
     folder = run_folder("spot_keywords", config.output, config.resume)
@@ -114,9 +116,9 @@ def main(config: Config) -> None:
     if (leak := speaker_leak(sources[0], sources[-1])) is not None:
         print(f"{leak:.0%} of the clips of {sources[-1].name} are by speakers heard in training")
     simple = baseline(clips[0], clips[-1])
-    training = AudioItems(clips[0], extractor, Augment(mixup=config.mixup), device=config.device)
-    validation = AudioItems(clips[1], extractor, device=config.device)
-    test = AudioItems(clips[-1], extractor, device=config.device)
+    training = AudioItems(clips[0], extractor, Augment(mixup=config.mixup), device=device)
+    validation = AudioItems(clips[1], extractor, device=device)
+    test = AudioItems(clips[-1], extractor, device=device)
 
     runs = []
     for seed in config.seeds:

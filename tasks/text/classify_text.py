@@ -20,7 +20,7 @@ from typing import Literal
 import torch
 
 from resbackbones import train
-from resbackbones.core.spec import resolve
+from resbackbones.core.zoo import resolve
 from resbackbones.pretrained import class_scores
 from resbackbones.sources import joined, open_splits
 from resbackbones.text import (
@@ -30,7 +30,7 @@ from resbackbones.text import (
     TextItems,
     train_tokenizer,
 )
-from tasks._run import Run, conclude, run, run_folder
+from tasks._run import Device, Run, conclude, resolve_device, run, run_folder
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,8 @@ class Config:
     then there is no curve to watch."""
     on_bad: Literal["error", "skip"] = "error"
     """A row without a text stops the run, or is left out and counted."""
-    device: Literal["auto", "cpu"] = "auto"
-    """auto trains on the GPU if there is one."""
+    device: Device = "auto"
+    """Where the net trains; auto is the GPU, if there."""
     output: Path | None = None
     """Folder for models, logs and curves (runs/classify_text/<time>)."""
     resume: bool = False
@@ -87,6 +87,7 @@ class Config:
 
 
 def main(config: Config) -> None:
+    device = resolve_device(config.device)
     spec = resolve(config.spec, skip=config.skip)
     options = train.Options(
         epochs=config.epochs,
@@ -99,7 +100,7 @@ def main(config: Config) -> None:
         label_smoothing=config.label_smoothing,
         clip=5.0,
         keep="last",  # one-cycle ends at its best, and a small validation split is no judge
-        device=config.device,
+        device=device,
         resume=config.resume,
     )
     folder = run_folder("classify_text", config.output, config.resume)

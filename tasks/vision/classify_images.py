@@ -22,7 +22,7 @@ import torch
 from torch.nn.functional import adaptive_avg_pool2d
 
 from resbackbones import train
-from resbackbones.core.spec import resolve
+from resbackbones.core.zoo import resolve
 from resbackbones.pretrained import class_scores
 from resbackbones.sources import open_splits
 from resbackbones.vision import (
@@ -31,7 +31,7 @@ from resbackbones.vision import (
     ResidualForImageClassification,
     ResidualImageProcessor,
 )
-from tasks._run import Run, conclude, run, run_folder
+from tasks._run import Device, Run, conclude, resolve_device, run, run_folder
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,8 @@ class Config:
     """Share of each label spread over all classes."""
     on_bad: Literal["error", "skip"] = "error"
     """A damaged image stops the run, or is left out and counted."""
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
-    """Where the images are kept and augmented; the net trains on the GPU if there is one."""
+    device: Device = "auto"
+    """Where the images are kept and augmented and the net trains; auto is the GPU, if there."""
     output: Path | None = None
     """Folder for models, logs and curves (runs/classify_images/<time>)."""
     resume: bool = False
@@ -80,6 +80,7 @@ class Config:
 
 
 def main(config: Config) -> None:
+    device = resolve_device(config.device)
     spec = resolve(config.spec, in_channels=config.channels, skip=config.skip)
     options = train.Options(
         epochs=config.epochs,
@@ -89,6 +90,7 @@ def main(config: Config) -> None:
         learning_rate=config.learning_rate,
         weight_decay=config.weight_decay,
         label_smoothing=config.label_smoothing,
+        device=device,
         resume=config.resume,
     )
     size = config.image_size and {"height": config.image_size, "width": config.image_size}
@@ -105,7 +107,7 @@ def main(config: Config) -> None:
     )
     build()  # what does not fit together is told before the images are read
     items = [
-        ImageItems(source, processor, on_bad=config.on_bad, device=config.device)
+        ImageItems(source, processor, on_bad=config.on_bad, device=device)
         for source in (splits.train, splits.validation, splits.test)
         if source is not None
     ]

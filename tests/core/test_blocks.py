@@ -1,6 +1,7 @@
 """Every combination the compatibility table allows is alive, in 1-D and 2-D."""
 
 import itertools
+import math
 import random
 from dataclasses import replace
 
@@ -9,12 +10,19 @@ import torch
 from torch import nn
 
 import resbackbones as rb
-from resbackbones.core.blocks import BRANCHES, DropPath
+from resbackbones.core.blocks import DropPath
 from resbackbones.core.spec import CHOICES
 
 AXES = {
     **CHOICES,
-    "branch": tuple(BRANCHES),
+    "branch": (
+        rb.Basic(),
+        rb.Bottleneck(0.5),
+        rb.Separable(2),
+        rb.Temporal(),
+        rb.Gated(),
+        rb.Inverted(),
+    ),
     "activation": ("relu", "silu"),
     "causal": (False, True),
     "drop_path": (0.0, 0.2),
@@ -26,12 +34,10 @@ BASE = rb.BackboneSpec(
 )
 
 
-def make(changes: dict) -> rb.BackboneSpec | None:
+def make(changes: dict, base: rb.BackboneSpec = BASE) -> rb.BackboneSpec | None:
     """The spec, or None where the table refuses it."""
-    if changes["branch"] == "separable":
-        changes = {**changes, "repeats": 2}
     try:
-        return replace(BASE, **changes)
+        return replace(base, **changes)
     except rb.InputError:
         return None
 
@@ -49,6 +55,56 @@ def check_alive(spec: rb.BackboneSpec) -> None:
     for name, block in net.blocks:
         inside = [*block.branch.parameters(), *([] if block.scale is None else [block.scale])]
         assert any(p.grad.any() for p in inside), f"{name} is dead"
+
+
+def check_reaches_its_stem(spec: rb.BackboneSpec) -> None:
+    """At depth 110 (two convolutions per block) a loss of size 1 moves the first layer."""
+    torch.manual_seed(0)
+    net = rb.Backbone(spec)
+    feature = net(torch.randn(4, 3, 8, 8))[-1]
+    (feature * torch.randn_like(feature)).mean().backward()
+    gradient = torch.stack([p.grad.norm() for p in net.stem.parameters()]).norm().item()
+    assert 1e-8 < gradient < math.inf, f"{gradient:.1e}"
+
+
+DEEP = rb.BackboneSpec((rb.Stage(8, 54),), stem=rb.Stem(8))
+DEEP_AXES = {
+    axis: CHOICES[axis] for axis in ("skip", "branch_scale", "init", "norm", "order", "activation")
+}
+
+
+def deep_specs(branches: list[rb.Branch]) -> list[rb.BackboneSpec]:
+    every = itertools.product(branches, *DEEP_AXES.values())
+    made = (make(dict(zip(["branch", *DEEP_AXES], values, strict=True)), DEEP) for values in every)
+    return [spec for spec in made if spec is not None]
+
+
+def test_no_allowed_net_is_dead_at_depth_110() -> None:
+    specs = deep_specs([rb.Basic()])
+    assert len(specs) > 400
+    for spec in random.Random(0).sample(specs, 60):
+        check_reaches_its_stem(spec)
+
+
+@pytest.mark.slow
+def test_no_allowed_net_of_any_branch_is_dead_at_depth_110() -> None:
+    for spec in deep_specs([rb.Basic(), rb.Bottleneck(), rb.Temporal(), rb.Separable(2)]):
+        check_reaches_its_stem(spec)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"branch_scale": "layerscale"},
+        {"branch_scale": "layerscale", "norm": "none"},
+        {"branch_scale": "skipinit", "norm": "none"},
+        {"branch_scale": "skipinit", "norm": "weight"},
+    ],
+    ids=str,
+)
+def test_dead_nets_are_refused(changes: dict) -> None:
+    with pytest.raises(rb.InputError, match="is a dead net"):
+        replace(DEEP, skip="none", **changes)
 
 
 def some_combinations(count: int) -> list[dict]:
@@ -96,9 +152,7 @@ def test_plain_net_is_the_branch_alone() -> None:
     assert plain.parameter_difference == 0
     x = torch.randn(2, 16, 8, 8)
     (_, with_skip), (_, without) = residual.blocks[0], plain.blocks[0]
-    branch = x
-    for layer in without.branch:
-        branch = layer(branch)
+    branch = without.branch(x)
     torch.testing.assert_close(without(x), branch.relu())
     torch.testing.assert_close(with_skip(x), (branch + x).relu())
 
@@ -114,10 +168,8 @@ def test_projection_sees_the_preactivated_input() -> None:
     net = rb.backbone("wrn_40_4").eval()
     _, block = net.blocks[0]
     x = torch.randn(2, 16, 8, 8)
-    shortcut = block.shortcut(block.pre(x, None), None)
-    branch = block.pre(x, None)
-    for layer in block.branch:
-        branch = layer(branch)
+    shortcut = block.shortcut(block.pre(x))
+    branch = block.branch(block.pre(x))
     torch.testing.assert_close(block(x), branch + shortcut)
 
 

@@ -72,6 +72,34 @@ def test_profile_follows_a_given_loss_and_model() -> None:
     assert twice[0].norm == pytest.approx(2 * profile[0].norm, rel=1e-4)
 
 
+def test_lesion_cuts_one_block_at_a_time() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, 8, 8)
+    for skip, blocks in (("identity", 9), ("none", 7)):  # two of nine change the shape
+        net = rb.backbone("resnet20", skip=skip).eval()
+        state = copy.deepcopy(net.state_dict())
+        seen: list[torch.Tensor] = []
+
+        def evaluate(model: nn.Module, x: torch.Tensor = x, seen: list = seen) -> float:
+            with torch.no_grad():
+                seen.append(model(x)[-1])
+            return seen[-1].mean().item()
+
+        results = rb.diagnose.lesion(net, evaluate)
+        assert [name for name, _ in results][:2] == ["", "stages.0.blocks.0"]
+        assert len(results) == 1 + blocks
+        assert [value for _, value in results] == [feature.mean().item() for feature in seen]
+        assert all((feature - seen[0]).abs().max() > 0 for feature in seen[1:])
+        with torch.no_grad():  # the hooks are gone, and nothing has changed
+            assert torch.equal(net(x)[-1], seen[0])
+            # The second block without its branch: what came in, through the activation.
+            inside = net.stages[0].blocks[0](net.stem(x))
+            expected = net.stages[0].blocks[2](inside.relu())
+            expected = net.stages[2](net.stages[1](expected))
+        torch.testing.assert_close(seen[2], expected)
+        assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
+
+
 def test_a_net_without_blocks_is_refused() -> None:
     with pytest.raises(rb.InputError, match="no residual block"):
         rb.diagnose.gradient_profile(nn.Linear(2, 2), torch.zeros(1, 2))

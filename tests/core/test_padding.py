@@ -1,5 +1,8 @@
 """An item gives the same features alone and padded in a batch; a causal net never looks ahead."""
 
+import contextlib
+import math
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -8,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import resbackbones as rb
+from resbackbones.core.blocks import Bias, Convolution, Residual
 from resbackbones.core.ops import masked_max, masked_mean
 
 SEQUENCES = [name for name, spec in rb.SPECS.items() if spec.dims == 1]
@@ -22,9 +26,12 @@ VARIANTS = [
     {"shortcut": "average"},
     {"shortcut": "pad", "downsample": "max"},
     {"causal": True, "norm": "layer"},
-    {"branch": "bottleneck", "stem": rb.Stem(8, 7, 2, pool=2)},
-    {"branch": "separable", "shortcut": "always", "repeats": 2},
-    {"branch": "temporal", "norm": "weight"},
+    {"branch": rb.Bottleneck(), "stem": rb.Stem(8, 7, 2, pool=2)},
+    {"branch": rb.Separable(2), "shortcut": "always"},
+    {"branch": rb.Temporal(), "norm": "weight"},
+    {"branch": rb.Gated(), "norm": "none"},
+    {"branch": rb.Inverted(), "order": "none", "downsample": "patch", "stem": rb.Stem(8, 4, 4)},
+    {"norm": "group", "norm_groups": 1},
 ]
 SMALL = rb.BackboneSpec(
     (rb.Stage(8, 1), rb.Stage(16, 2, stride=2, kernel=5), rb.Stage(16, 1, stride=2, dilation=2)),
@@ -41,31 +48,67 @@ def randomise(net: rb.Backbone) -> rb.Backbone:
             module.running_var.uniform_(0.5, 2)
         if isinstance(getattr(module, "bias", None), torch.nn.Parameter):
             torch.nn.init.normal_(module.bias, std=0.5)
+        if isinstance(module, Bias):
+            torch.nn.init.normal_(module.value, std=0.5)
+        if isinstance(module, Residual) and net.spec.init == "fixup":
+            last = [m for m in module.branch.modules() if isinstance(m, Convolution)][-1]
+            torch.nn.init.normal_(last.conv.weight, std=0.1)
     return net.eval()
 
 
 def check_batch_is_single(
-    net: rb.Backbone, lengths: list[int], tolerance: float = 1e-5, extra: int = 0
+    net: rb.Backbone,
+    lengths: list[int],
+    tolerance: float = 1e-5,
+    extra: int = 0,
+    garbage: float = math.nan,
 ) -> None:
+    """An item's features are the same in a batch, whatever stands in the padding. Where features
+    were divided by their own deviation, the bound is relative to what was divided."""
     spec = net.spec
     height = (6,) * (spec.dims - 1)
     items = [torch.randn(1, spec.in_channels, *height, length) for length in lengths]
     size = max(lengths) + extra
     # What stands in the padding must not matter.
-    batch = torch.full((len(items), spec.in_channels, *height, size), 1e3)
+    batch = torch.full((len(items), spec.in_channels, *height, size), garbage)
     for row, item in zip(batch, items, strict=True):
         row[..., : item.shape[-1]] = item[0]
     with torch.no_grad():
         together = net(batch, torch.tensor(lengths))
         for index, item in enumerate(items):
+            with largest_quotient(net) as divided:
+                singles = net(item)
             for feature, alone, valid in zip(
-                together, net(item), net.output_lengths(lengths), strict=True
+                together, singles, net.output_lengths(lengths), strict=True
             ):
                 length = int(valid[index])
                 assert alone.shape[-1] == length
                 difference = (feature[index, ..., :length] - alone[0]).abs().max()
-                assert difference <= tolerance * max(1.0, alone.abs().max())
+                assert difference <= tolerance * max(1.0, alone.abs().max(), divided[0])
                 assert not feature[index, ..., length:].any()
+
+
+@contextlib.contextmanager
+def largest_quotient(net: rb.Backbone) -> Iterator[list[float]]:
+    """What the norms that compute their own statistics divided: the largest number they got, over
+    the smallest deviation. An error of rounding grows by as much."""
+    largest = [0.0]
+
+    def look(norm: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        x = inputs[0]
+        if isinstance(norm, torch.nn.GroupNorm):
+            variance = x.reshape(x.shape[0], norm.num_groups, -1).var(-1, correction=0)
+        else:
+            variance = x.var(-1, correction=0)
+        largest[0] = max(largest[0], (x.abs().max() / (variance.min() + norm.eps).sqrt()).item())
+
+    kinds = (torch.nn.LayerNorm, torch.nn.GroupNorm)
+    hooks = [m.register_forward_pre_hook(look) for m in net.modules() if isinstance(m, kinds)]
+    try:
+        yield largest
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 lengths_strategy = st.lists(st.integers(1, 40), min_size=1, max_size=4)
@@ -91,7 +134,11 @@ def test_batch_is_single(changes: dict, dims: int) -> None:
 @pytest.mark.parametrize("name", SEQUENCES)
 def test_every_sequence_net_of_the_zoo(name: str) -> None:
     torch.manual_seed(0)
-    net = randomise(rb.backbone(name))
+    spec = rb.SPECS[name]
+    if name == "gcnn14":  # as published it has 100 million weights
+        stages = tuple(replace(stage, channels=32) for stage in spec.stages)
+        spec = replace(spec, stages=stages, stem=replace(spec.stem, channels=32))
+    net = randomise(rb.Backbone(spec))
 
     @settings(max_examples=3, deadline=None)
     @given(lengths=st.lists(st.integers(1, 70), min_size=2, max_size=3), seed=st.integers(0, 99))
@@ -144,8 +191,9 @@ def test_gradients_through_padding_are_finite() -> None:
 def test_no_lengths_costs_no_mask() -> None:
     net = rb.Backbone(replace(SMALL, dims=1)).eval()
     with torch.no_grad():
-        assert "aten::masked_fill" not in operators(net)
-        assert "aten::masked_fill" in operators(net, torch.tensor([9, 4]))
+        masks = {"aten::mul_", "aten::mul", "aten::where", "aten::lt"}
+        assert not masks & operators(net)
+        assert {"aten::mul_", "aten::where"} <= operators(net, torch.tensor([9, 4]))
 
 
 def operators(net: rb.Backbone, lengths: torch.Tensor | None = None) -> set[str]:
@@ -159,9 +207,9 @@ def operators(net: rb.Backbone, lengths: torch.Tensor | None = None) -> set[str]
     [
         {"norm": "layer"},
         {"norm": "batch", "order": "pre"},
-        {"branch": "temporal", "norm": "weight"},
-        {"branch": "separable", "repeats": 2},
-        {"branch": "bottleneck", "shortcut": "pad"},
+        {"branch": rb.Temporal(), "norm": "weight"},
+        {"branch": rb.Separable(2)},
+        {"branch": rb.Bottleneck(), "shortcut": "pad"},
     ],
     ids=str,
 )
@@ -179,21 +227,51 @@ def test_causal_nets_do_not_look_ahead(changes: dict, dims: int) -> None:
             assert not torch.equal(before, after)
 
 
-def test_the_receptive_field_is_what_the_output_depends_on() -> None:
-    for changes in ({}, {"downsample": "max"}, {"branch": "temporal"}, {"shortcut": "average"}):
-        net = rb.Backbone(replace(SMALL, dims=1, **changes)).eval().double()
-        x = torch.randn(1, 4, 201, dtype=torch.float64, requires_grad=True)
-        feature = net(x)[-1]
-        feature[..., feature.shape[-1] // 2].sum().backward()
-        seen = x.grad.abs().sum(1).squeeze(0).nonzero()
-        width = int(seen.max() - seen.min()) + 1
-        # ReLU hides a rim position now and then; nothing outside may be seen.
-        assert net.receptive_field - 6 <= width <= net.receptive_field
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dims", [1, 2])
+@pytest.mark.parametrize("changes", [{}, {"attention": "se"}, {"downsample": "max"}], ids=str)
+def test_half_precision(changes: dict, dims: int, dtype: torch.dtype) -> None:
+    """The promise at 8 or 11 bits: as far as one rounding per operator goes."""
+    torch.manual_seed(0)
+    net = randomise(rb.Backbone(replace(SMALL, dims=dims, **changes))).to(dtype)
+    lengths = [40, 7, 23]
+    items = [torch.randn(1, 4, *(6,) * (dims - 1), length, dtype=dtype) for length in lengths]
+    batch = torch.full((3, 4, *(6,) * (dims - 1), 44), math.nan, dtype=dtype)
+    for row, item in zip(batch, items, strict=True):
+        row[..., : item.shape[-1]] = item[0]
+    bound = 8 * torch.finfo(dtype).eps
+    with torch.no_grad():
+        together = net(batch, torch.tensor(lengths))
+        for index, item in enumerate(items):
+            for feature, alone in zip(together, net(item), strict=True):
+                real = feature[index, ..., : alone.shape[-1]]
+                assert (real - alone[0]).abs().max() <= bound * max(1.0, alone.abs().max())
+                assert not feature[index, ..., alone.shape[-1] :].any()
+
+
+def test_a_masked_mean_in_half_precision_does_not_overflow() -> None:
+    x = torch.full((1, 2, 4000), 100.0, dtype=torch.float16)
+    assert masked_mean(x, torch.tensor([3000])).tolist() == [[100.0, 100.0]]
+
+
+def test_layer_norm_over_few_channels() -> None:
+    """Four numbers nearly alike are divided by next to nothing: rounding shows, relative to it."""
+    spec = rb.BackboneSpec(
+        (rb.Stage(4, 2), rb.Stage(4, 2, stride=2)), in_channels=4, stem=rb.Stem(4),
+        norm="layer", activation="tanh",
+    )  # fmt: skip
+    for seed in range(60):
+        torch.manual_seed(seed)
+        check_batch_is_single(randomise(rb.Backbone(spec)), [19, 4, 11, 1])
 
 
 @pytest.mark.parametrize(
     ("lengths", "sentence"),
-    [([3], "one length an item"), ([3, 9], "run from 3 to 9"), ([-1, 2], "run from -1 to 2")],
+    [
+        ([3], "one whole number per item"),
+        ([3, 9], "run from 3 to 9"),
+        ([-1, 2], "run from -1 to 2"),
+    ],
 )
 def test_wrong_lengths_are_refused(lengths: list[int], sentence: str) -> None:
     net = rb.Backbone(replace(SMALL, dims=1))

@@ -8,7 +8,17 @@ from torch import nn
 
 import resbackbones as rb
 from resbackbones.core.ops import masked_mean
+from resbackbones.vision import ResidualForImageClassification
 
+# Channels in and out, kernel (Dauphin et al. 2017, table 1).
+GCNN14 = (
+    [(850, 850, 6)] * 3
+    + [(850, 850, 1)]
+    + [(850, 850, 5)] * 4
+    + [(850, 850, 1)]
+    + [(850, 850, 4)] * 3
+    + [(850, 1024, 4), (1024, 2048, 4)]
+)
 # name: (classes of a linear head, or 0; whether it has a bias; trainable parameters)
 COUNTS = {
     "resnet18": (1000, True, 11_689_512),
@@ -20,6 +30,8 @@ COUNTS = {
     "wide_resnet50_2": (1000, True, 68_883_240),
     "resnetv2_50": (1000, True, 25_549_352),
     "seresnet50": (1000, True, 28_088_024),
+    # Published with a layer norm of 768 channels before the classifier, which is the head's.
+    "convnext_tiny": (1000, True, 28_589_128 - 2 * 768),
     "resnet20": (10, True, 269_722),
     "resnet32": (10, True, 464_154),
     "resnet44": (10, True, 658_586),
@@ -52,6 +64,16 @@ COUNTS = {
     # 8 convolutions with one length a channel for weight norm; as wide as its input.
     "tcn": (0, False, 8 * (600 * 600 * 3 + 600 + 600)),
     "tcn_char": (0, False, 100 * 450 * 3 + 5 * 450 * 450 * 3 + 6 * 900 + 100 * 450 + 450),
+    # One convolution to twice its channels per layer, with biases and a length per channel for
+    # weight norm; the stem widens 280 to 850, and two layers widen with a 1x1 around them.
+    "gcnn14": (
+        0,
+        False,
+        (280 * 850 + 2 * 850)
+        + sum(2 * a * b * k + 4 * b for a, b, k in GCNN14)
+        + (850 * 1024 + 1024)
+        + (1024 * 2048 + 2048),
+    ),
 }
 PLAIN_VDCNN = {
     "vdcnn9": 1_580_944,
@@ -69,9 +91,9 @@ MACS = {
 
 
 class Classifier(nn.Module):
-    def __init__(self, name: str, classes: int, bias: bool = True, **changes: object) -> None:
+    def __init__(self, spec: str | rb.BackboneSpec, classes: int, bias: bool = True) -> None:
         super().__init__()
-        self.backbone = rb.backbone(name, **changes)
+        self.backbone = rb.backbone(spec)
         self.head = nn.Linear(self.backbone.channels[-1], classes, bias=bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -116,6 +138,42 @@ def test_logits_equal_torchvision(name: str) -> None:
         nn.init.normal_(norm.bias)
     ours = Classifier(name, 1000).eval()
     # Both list weights in the order they run, the shortcut after the branch.
+    ours.load_state_dict(
+        dict(zip(ours.state_dict(), theirs.state_dict().values(), strict=True)), strict=True
+    )
+    image = torch.randn(2, 3, 97, 65)
+    with torch.no_grad():
+        assert (ours(image) - theirs(image)).abs().max() == 0.0
+
+
+def test_convnext_equals_torchvision() -> None:
+    torch.manual_seed(0)
+    theirs = torchvision.models.convnext_tiny().eval()
+    ours = ResidualForImageClassification.build(
+        "convnext_tiny", num_labels=1000, head={"norm": "layer"}
+    ).eval()
+    assert rb.count_parameters(ours) == 28_589_128
+    for name, parameter in theirs.named_parameters():
+        if "layer_scale" in name:  # 1e-6 as drawn: the branches would not be seen
+            nn.init.uniform_(parameter, 0.5, 1)
+    state = theirs.state_dict()
+    # Both list weights in the order they run, a block's scale before them.
+    pairs = zip(ours.state_dict().items(), state.values(), strict=True)
+    ours.load_state_dict({name: theirs.reshape(ours.shape) for (name, ours), theirs in pairs})
+    image = torch.randn(2, 3, 96, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(image).logits, theirs(image), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("stride", "dilated"), [(16, [False, False, True]), (8, [False, True, True])]
+)
+def test_dilated_net_equals_torchvision(stride: int, dilated: list[bool]) -> None:
+    torch.manual_seed(0)
+    theirs = torchvision.models.resnet50(replace_stride_with_dilation=dilated).eval()
+    spec = rb.with_output_stride(rb.SPECS["resnet50"], stride)
+    ours = Classifier(spec, 1000).eval()
+    assert ours.backbone.strides[-1] == (stride, stride)
     ours.load_state_dict(
         dict(zip(ours.state_dict(), theirs.state_dict().values(), strict=True)), strict=True
     )
@@ -171,6 +229,7 @@ def test_convnets_of_the_zoo_work_in_the_other_rank() -> None:
 def test_receptive_fields_of_published_nets() -> None:
     assert rb.backbone("tcn").receptive_field == 61
     assert rb.backbone("tcn_char").receptive_field == 29
+    assert rb.SPECS["gcnn14"].receptive_field == 47
     with torch.device("meta"):
         # Frames of 10 ms: 29, 55 and 81 seconds.
         fields = [rb.backbone(f"quartznet{n}x5").receptive_field for n in (5, 10, 15)]

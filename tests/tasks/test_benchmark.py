@@ -164,6 +164,7 @@ def test_an_interrupted_run_keeps_what_is_done_and_resumes(small: Path, tmp_path
         (["--vision", "nowhere", "--domains", "vision"], "there is no file or folder"),
         (["--output", "file/out"], "cannot write to file/out"),
         (["--resume"], "there is no run in"),
+        (["--vision", "nowhere", "--device", "cuda"], "--device cuda needs a GPU"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -171,6 +172,7 @@ def test_bad_input_is_one_sentence(
     arguments: list[str],
     sentence: str,
     tmp_path: Path,
+    no_gpu: None,
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -182,6 +184,28 @@ def test_bad_input_is_one_sentence(
     assert stop.value.code == 2
     error = capfd.readouterr().err.strip()
     assert error.startswith("error: ") and sentence in error and "\n" not in error
+    assert "--device" not in arguments or not Path("runs").exists()  # it is refused first
+
+
+def test_the_workers_are_told_the_device_that_is_there(
+    tmp_path: Path, no_gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[arms.Settings] = []
+
+    def spread(work: object, settings: arms.Settings, *_: object) -> list:
+        told.append(settings)
+        return []
+
+    monkeypatch.setattr(benchmark, "spread", spread)
+    benchmark.main(benchmark.Config(output=tmp_path / "out"))
+    assert [settings.device for settings in told] == ["cpu"]
+
+
+@pytest.mark.gpu
+def test_a_gpu_trains_every_domain(small: Path, tmp_path: Path) -> None:
+    given = of(small, "--depths", 8, "--seeds", 1, "--epochs", 1, "--workers", 1)
+    run(benchmark.main, benchmark.Config, [*given, "--output", str(tmp_path), "--device", "cuda"])
+    assert len(records(tmp_path)) == 9
 
 
 @pytest.mark.parametrize("domain", ["vision", "speech", "text"])

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -85,6 +86,15 @@ def test_a_damaged_image_is_named_or_left_out(
     assert f"left out 1 damaged items, the first: {bad}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("device", ["auto", "cpu"])
+def test_the_device_holds_the_images_and_trains(
+    device: str, pictures: Path, tmp_path: Path, no_gpu: None, handed_to_fit: Callable[..., Any]
+) -> None:
+    given = ["--data", pictures, "--output", tmp_path / "out", *SPEED, "--device", device]
+    training, options = handed_to_fit(classify, *given)
+    assert options.device == training.device.type == "cpu"
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -102,6 +112,7 @@ def test_a_damaged_image_is_named_or_left_out(
         (["--data", "pictures", "--learning-rate", "-1"], "learning_rate=-1.0 is out of range"),
         (["--data", "pictures", "--output", "file/out"], "cannot write to file/out"),
         (["--data", "pictures", "--resume"], "there is no run in"),
+        (["--data", "nowhere", "--device", "cuda"], "--device cuda needs a GPU"),
     ],
     ids=lambda value: " ".join(value[1:]) if isinstance(value, list) else "",
 )
@@ -110,6 +121,7 @@ def test_bad_input_is_one_sentence(
     sentence: str,
     pictures: Path,
     tmp_path: Path,
+    no_gpu: None,
     refused: Callable[..., str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -126,7 +138,8 @@ def test_bad_input_is_one_sentence(
     strange = datasets.Dataset.from_dict({"image": [image] * 4, "label": [0, 1, 7, 1]})
     strange.to_parquet("range/test.parquet")
     given = [] if "--resume" in arguments or "--output" in arguments else ["--output", "out"]
-    assert sentence in refused(classify, *arguments, *given, "--epochs", "1", "--device", "cpu")
+    assert sentence in refused(classify, "--epochs", "1", "--device", "cpu", *given, *arguments)
+    assert "--device" not in arguments or not Path("out").exists()  # it is refused first
 
 
 def test_the_command_line_shows_no_traceback(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas
@@ -84,12 +85,29 @@ def test_other_tokenizers_and_nets_resume(
     assert capsys.readouterr().out == first  # there was nothing left to do
 
 
+@pytest.mark.parametrize("device", ["auto", "cpu"])
+def test_the_device_is_where_the_net_trains(
+    device: str, questions: Path, tmp_path: Path, no_gpu: None, handed_to_fit: Callable[..., Any]
+) -> None:
+    given = ["--data", questions, "--output", tmp_path / "out", *SPEED, "--device", device]
+    assert handed_to_fit(classify, *given)[1].device == "cpu"
+
+
+@pytest.mark.gpu
+def test_a_gpu_trains(questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["--data", questions, "--output", tmp_path / "out", *SPEED, "--device", "cuda"]
+    classify(*given)
+    assert "MACs an item" in capsys.readouterr().out
+
+
 def test_bad_input_is_one_sentence(
-    questions: Path, tmp_path: Path, refused: Callable[..., str]
+    questions: Path, tmp_path: Path, no_gpu: None, refused: Callable[..., str]
 ) -> None:
     def told(*arguments: object) -> str:
         return refused(classify, "--output", tmp_path / "out", *SPEED, *arguments)
 
+    assert "--device cuda needs a GPU" in told("--data", "nowhere", "--device", "cuda")
+    assert not (tmp_path / "out").exists()
     assert "nowhere" in told("--data", tmp_path / "nowhere")
     assert "'sentiment'" in told("--data", questions, "--label-column", "sentiment")
     assert "'txt'" in told("--data", questions, "--text-column", "txt")

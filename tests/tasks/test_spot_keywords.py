@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -90,12 +91,23 @@ def test_without_validation_and_test_splits_some_rows_are_held_out(
     assert "train, validation split" in printed and "held out of train" in printed
 
 
+@pytest.mark.parametrize("device", ["auto", "cpu"])
+def test_the_device_holds_the_clips_and_trains(
+    device: str, recordings: Path, tmp_path: Path, no_gpu: None, handed_to_fit: Callable[..., Any]
+) -> None:
+    given = ["--data", recordings, "--output", tmp_path / "out", *SPEED, "--device", device]
+    training, options = handed_to_fit(spot, *given)
+    assert options.device == training.device.type == "cpu"
+
+
 def test_bad_input_is_one_sentence(
-    recordings: Path, tmp_path: Path, refused: Callable[..., str]
+    recordings: Path, tmp_path: Path, no_gpu: None, refused: Callable[..., str]
 ) -> None:
     def told(*arguments: object) -> str:
         return refused(spot, "--output", tmp_path / "out", *SPEED, *arguments)
 
+    assert "--device cuda needs a GPU" in told("--data", "nowhere", "--device", "cuda")
+    assert not (tmp_path / "out").exists()
     assert "nowhere" in told("--data", tmp_path / "nowhere")
     assert "'sound'" in told("--data", recordings, "--label-column", "sound")
     assert "tc_resnet8" in told("--data", recordings, "--spec", "tc_resnet9")

@@ -1,0 +1,273 @@
+"""What a net is made of, in plain numbers and strings: parts, the layers among them, and stages.
+
+A part is one operation between two tensors of `(B, C, *space)`. It knows the channels it leaves,
+its stride, and how far it reads along the last axis (time, tokens, the frames of a spectrogram);
+what it becomes is in `blocks.MODULES`. Receptive fields, strides and causality are folded over
+parts.
+"""
+
+import dataclasses
+import functools
+import math
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from resbackbones.errors import InputError, nearest
+
+Axes = int | tuple[int, ...]  # one number for every axis, or one per axis
+LARGEST = (
+    65_536  # of any whole number here: what is larger is a slip, and no machine could build it
+)
+
+
+class Part:
+    """One operation. A part of your own is a frozen dataclass with these fields or properties, and
+    an entry in `blocks.MODULES` that makes its module, called `(x, context)`.
+
+    Attributes:
+        channels: channels it leaves.
+        stride: a length L becomes ceil(L / stride).
+        norm: whether the net's norm stands in it.
+        activation: whether it ends in an activation.
+        convolutions: how many stand in it, one after another.
+    """
+
+    channels: int
+    stride: Axes = 1
+    norm: bool = False
+    activation: bool = False
+    convolutions: int = 0
+
+    def reach(self, causal: bool) -> tuple[float, float]:
+        """Positions before and after its own that an output reads on the last axis; infinite where
+        it reads all of them.
+
+        Args:
+            causal: whether the net pads its convolutions on the left only.
+        """
+        return 0, 0
+
+
+@dataclass(frozen=True)
+class Layer(Part):
+    """One convolution with its norm and activation.
+
+    Attributes:
+        channels: output channels.
+        kernel, stride, dilation: one number, or one per axis (time last). An even kernel has no
+            centre: it must equal the stride (patches side by side) or run along a causal axis.
+        groups: channel groups of the convolution.
+        separable: a depthwise convolution of this kernel, then a 1x1 one (no norm between).
+        norm, activation: whether the backbone's norm and activation go with the convolution.
+        bias: None means "where no norm of activations makes it useless".
+    """
+
+    channels: int
+    kernel: Axes = 3
+    stride: Axes = 1
+    dilation: Axes = 1
+    groups: int = 1
+    separable: bool = False
+    norm: bool = True
+    activation: bool = True
+    bias: bool | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    @property
+    def convolutions(self) -> int:  # type: ignore[override]
+        return 1 + self.separable
+
+    def reach(self, causal: bool) -> tuple[float, float]:
+        extent = (last(self.kernel) - 1) * last(self.dilation)
+        if causal:
+            return extent, 0
+        if last(self.kernel) % 2 == 0:  # patches start at their own position
+            return 0, extent
+        return extent // 2, extent // 2
+
+
+@dataclass(frozen=True)
+class Stem(Layer):
+    """The first layer, with the stride of a 3-wide max pooling after it (`pool=1`: none)."""
+
+    pool: Axes = 1
+
+
+@dataclass(frozen=True)
+class NormActivation(Part):
+    """The backbone's norm, then its activation, as far as each is asked for."""
+
+    channels: int
+    norm: bool = True
+    activation: bool = True
+
+
+@dataclass(frozen=True)
+class Gate(Part):
+    """The first half of the channels times the sigmoid of the second (Dauphin et al. 2017, section
+    2): `channels` are left of twice as many."""
+
+    channels: int
+    activation: bool = True
+
+
+@dataclass(frozen=True)
+class Dropout(Part):
+    """Numbers left out in training, each with this probability."""
+
+    channels: int
+    probability: float
+
+
+@dataclass(frozen=True)
+class Attention(Part):
+    """Channels scaled by a gate computed from their means over all of space: "se" (Hu et al. 2018)
+    or "eca" (Wang et al. 2020)."""
+
+    channels: int
+    kind: str
+    reduction: int
+
+    def reach(self, causal: bool) -> tuple[float, float]:
+        return math.inf, math.inf
+
+
+@dataclass(frozen=True)
+class MaxPool(Part):
+    """Max over 3 positions around every `stride`-th one; an axis of stride 1 is left alone."""
+
+    channels: int
+    stride: Axes
+
+    def reach(self, causal: bool) -> tuple[float, float]:
+        return (1, 1) if last(self.stride) > 1 else (0, 0)
+
+
+@dataclass(frozen=True)
+class AveragePool(Part):
+    """Mean over each cell of `stride` positions; a cell cut short by the end counts what it has."""
+
+    channels: int
+    stride: Axes
+
+    def reach(self, causal: bool) -> tuple[float, float]:
+        return 0, last(self.stride) - 1
+
+
+@dataclass(frozen=True)
+class Subsample(Part):
+    """Every `stride`-th position, then zero channels appended: no parameters (He et al. 2015,
+    option A)."""
+
+    channels: int
+    stride: Axes
+
+
+@dataclass(frozen=True)
+class Stage:
+    """`blocks` residual blocks of the same width; the first one carries the stride.
+
+    Attributes:
+        dilation: of the kernels in all blocks.
+        first_dilation: in the first block, of what comes before its stride and carries it, where
+            that differs: a stride turned into a dilation leaves the old one here.
+    """
+
+    channels: int
+    blocks: int
+    stride: Axes = 1
+    kernel: Axes = 3
+    dilation: Axes = 1
+    first_dilation: Axes | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    @property
+    def entry_dilation(self) -> Axes:
+        """The dilation up to the first block's stride."""
+        return self.dilation if self.first_dilation is None else self.first_dilation
+
+
+def last(value: Axes) -> int:
+    """The number of the last axis.
+
+    >>> last(3), last((2, 1))
+    (3, 1)
+    """
+    return value[-1] if isinstance(value, tuple) else value
+
+
+def per_axis(value: Axes, dims: int) -> tuple[int, ...]:
+    """Spread one number over the axes; a tuple gives one number per axis.
+
+    >>> per_axis(3, 2), per_axis((2, 1), 2)
+    ((3, 3), (2, 1))
+    """
+    return value if isinstance(value, tuple) else (value,) * dims
+
+
+def from_fields(kind: type, values: Mapping[str, Any]) -> Any:
+    """A dataclass from its fields as JSON has them.
+
+    Raises:
+        InputError: a field it does not have (the nearest is named), one missing, or a wrong value.
+    """
+    check_names(kind, values)
+    for field in dataclasses.fields(kind):
+        missing = field.default is dataclasses.MISSING
+        if missing and field.name not in values:
+            raise InputError(f"{kind.__name__} needs {field.name}=, which is missing; add it")
+    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def check_names(kind: type, values: Mapping[str, Any]) -> None:
+    """Refuse names that are no fields, naming the nearest one."""
+    known = [field.name for field in dataclasses.fields(kind)]
+    for name in values:
+        if name not in known:
+            raise InputError(f"{kind.__name__} has no field {name!r}; {nearest(name, known)}")
+
+
+def check_fields(owner: Any) -> None:
+    """Refuse a value of the wrong kind where it is written, not where it is used. Fields of other
+    kinds than numbers, strings and truth values are their owner's business."""
+    for name, kind in _field_kinds(owner.__class__).items():
+        value = getattr(owner, name)
+        expected = _expected(name, kind, value)
+        if expected:
+            raise InputError(f"{type(owner).__name__} has {name}={value!r}; use {expected}")
+
+
+@functools.cache
+def _field_kinds(owner: Any) -> dict[str, Any]:
+    hints = typing.get_type_hints(owner)
+    return {field.name: hints[field.name] for field in dataclasses.fields(owner)}
+
+
+def _expected(name: str, kind: Any, value: Any) -> str | None:
+    """What a field of this kind should hold; None where it does."""
+    if kind in (bool, bool | None):
+        optional = kind is not bool
+        right = type(value) is bool or (optional and value is None)
+        return None if right else "True or False" + (" or None" if optional else "")
+    if kind in (int, int | None, Axes, Axes | None):
+        numbers = value if isinstance(value, tuple) and kind not in (int, int | None) else (value,)
+        optional = kind in (int | None, Axes | None)
+        if (value is None and optional) or (numbers and all(map(_whole, numbers))):
+            return None
+        what = f"whole numbers of 1 or more, up to {LARGEST}"
+        return what + (", or None" if optional else "")
+    if kind is float:
+        share = name in ("dropout", "drop_path", "probability")
+        right = type(value) in (int, float) and (0 <= value < 1 if share else 0 < value < math.inf)
+        return None if right else "a share from 0 to below 1" if share else "a number above 0"
+    return "a string" if kind is str and not isinstance(value, str) else None
+
+
+def _whole(number: Any) -> bool:
+    return type(number) is int and 1 <= number <= LARGEST

@@ -1,0 +1,270 @@
+"""A backbone's promises beside padding: pieces are the whole, strides become dilations, fields are
+what they say, bad input is told."""
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import resbackbones as rb
+
+CAUSAL = rb.BackboneSpec(
+    (rb.Stage(8, 1, kernel=4), rb.Stage(16, 2, stride=2, dilation=2), rb.Stage(16, 1, stride=3)),
+    dims=1,
+    in_channels=4,
+    stem=rb.Stem(8, 5, 2),
+    tail=(rb.Layer(6, 3, 2), rb.Layer(5, 1)),
+    causal=True,
+)
+STREAMS = [
+    {},
+    {"norm": "layer", "order": "pre"},
+    {"norm": "none", "init": "fixup", "shortcut": "pad"},
+    {"norm": "weight", "branch": rb.Temporal(), "shortcut": "always"},
+    {"branch": rb.Separable(2), "skip": "none"},
+    {"branch": rb.Gated(), "order": "none"},
+    {"branch": rb.Inverted(), "downsample": "patch", "stem": rb.Stem(8, 4, 4)},
+    {"branch": rb.Bottleneck(0.5), "stem": None, "tail": (), "in_channels": 8},
+]
+
+
+def causal_net(changes: dict, dims: int) -> rb.Backbone:
+    torch.manual_seed(0)
+    stages = CAUSAL.stages
+    if dims == 2:  # only the last axis may have an even kernel
+        stages = (replace(stages[0], kernel=(3, 4)), *stages[1:])
+    net = rb.Backbone(replace(CAUSAL, dims=dims, stages=stages, **changes))
+    for module in net.modules():
+        if isinstance(getattr(module, "running_mean", None), Tensor):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+        if isinstance(getattr(module, "bias", None), nn.Parameter):
+            nn.init.normal_(module.bias)
+    return net.eval()
+
+
+def check_pieces_are_the_whole(net: rb.Backbone, sizes: list[int]) -> None:
+    spec = net.spec
+    x = torch.randn(2, spec.in_channels, *(6,) * (spec.dims - 1), sum(sizes))
+    stream = net.stream()
+    pieces = [stream.push(chunk) for chunk in x.split(sizes, -1)]
+    pieces.append(stream.finish())
+    with torch.no_grad():
+        for whole, parts in zip(net(x), zip(*pieces, strict=True), strict=True):
+            together = torch.cat(parts, -1)
+            assert together.shape == whole.shape
+            assert (together - whole).abs().max() <= 1e-5 * max(1.0, whole.abs().max())
+
+
+@pytest.mark.parametrize("dims", [1, 2])
+@pytest.mark.parametrize("changes", STREAMS, ids=lambda c: "-".join(c) or "base")
+def test_pieces_are_the_whole(changes: dict, dims: int) -> None:
+    net = causal_net(changes, dims)
+
+    @settings(max_examples=8, deadline=None)
+    @given(sizes=st.lists(st.integers(0, 30), min_size=1, max_size=7).filter(any))
+    def check(sizes: list[int]) -> None:
+        check_pieces_are_the_whole(net, sizes)
+
+    check()
+    check_pieces_are_the_whole(net, [1] * 60)
+
+
+@pytest.mark.parametrize("name", ["tcn_char", "tcn"])
+def test_published_causal_nets_stream(name: str) -> None:
+    check_pieces_are_the_whole(rb.backbone(name).eval(), [1, 7, 30, 2])
+
+
+def test_what_a_stream_remembers_is_bounded() -> None:
+    net = causal_net({}, 1)
+    stream = net.stream()
+    sizes = []
+    for _ in range(40):
+        stream.push(torch.randn(1, 4, 16))
+        sizes.append(sum(kept.numel() for kept, _ in stream._context.memory.values()))
+    assert max(sizes[2:]) == sizes[2]
+
+
+@pytest.mark.parametrize(
+    ("use", "sentence"),
+    [
+        (lambda net: rb.backbone("tc_resnet8").eval().stream(), "causal=True to stream"),
+        (lambda net: net.train().stream(), r"call .eval\(\) first"),
+        (lambda net: net.stream().finish(), "nothing was pushed"),
+        (lambda net: net.stream().push(torch.zeros(1, 3, 8)), r"takes \(B, 4, T\)"),
+    ],
+)
+def test_what_cannot_stream_is_refused(use, sentence: str) -> None:
+    with pytest.raises(rb.InputError, match=sentence):
+        use(causal_net({}, 1))
+
+
+def test_a_finished_stream_and_another_batch_are_refused() -> None:
+    stream = causal_net({}, 1).stream()
+    stream.push(torch.zeros(2, 4, 8))
+    with pytest.raises(rb.InputError, match="only the last axis may differ"):
+        stream.push(torch.zeros(3, 4, 8))
+    assert all(feature.shape[-1] == 0 for feature in stream.finish())
+    with pytest.raises(rb.InputError, match="the stream is finished"):
+        stream.push(torch.zeros(2, 4, 8))
+
+
+ATROUS = rb.BackboneSpec(
+    (rb.Stage(8, 1), rb.Stage(12, 2, 2), rb.Stage(16, 2, 2, kernel=5), rb.Stage(24, 1, 2)),
+    in_channels=4,
+    stem=rb.Stem(8, 3, 2),
+    tail=(rb.Layer(8, 3),),
+)
+
+
+@pytest.mark.parametrize("dims", [1, 2])
+@pytest.mark.parametrize("skip", ["identity", "none"])
+@pytest.mark.parametrize(
+    "branch",
+    [rb.Basic(), rb.Bottleneck(), rb.Separable(2), rb.Temporal(), rb.Gated(), rb.Inverted()],
+    ids=lambda b: type(b).__name__,
+)
+def test_a_stride_turned_into_a_dilation_keeps_every_output(
+    branch: rb.Branch, skip: str, dims: int
+) -> None:
+    spec = replace(ATROUS, branch=branch, skip=skip, dims=dims)
+    torch.manual_seed(0)
+    net = rb.Backbone(spec).eval()
+    x = torch.randn(2, 4, *(45, 61)[:dims])
+    for stride in (8, 4):
+        dense = rb.Backbone(rb.with_output_stride(spec, stride)).eval()
+        dense.load_state_dict(net.state_dict())
+        assert dense.strides[-1] == (stride,) * dims
+        every = (slice(None), slice(None), *(slice(None, None, 16 // stride),) * dims)
+        with torch.no_grad():
+            torch.testing.assert_close(dense(x)[-1][every], net(x)[-1], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "stride", "sentence"),
+    [
+        ({}, 32, "but through 2, 2, 4, 8, 16"),
+        ({}, 1, "does not pass through stride 1, but"),
+        ({"downsample": "max"}, 8, "is taken by max pooling"),
+        ({"shortcut": "average"}, 8, "the average of its shortcut"),
+        ({"stages": (rb.Stage(8, 1), rb.Stage(8, 1, 2))}, 2, "only for its stride"),
+    ],
+    ids=str,
+)
+def test_strides_that_cannot_be_had_are_told(changes: dict, stride: int, sentence: str) -> None:
+    with pytest.raises(rb.InputError, match=sentence):
+        rb.with_output_stride(replace(ATROUS, **changes), stride)
+    assert rb.with_output_stride(ATROUS, 16) == ATROUS
+
+
+FIELDS = [
+    {},
+    {"downsample": "max"},
+    {"branch": rb.Temporal()},
+    {"shortcut": "average"},
+    {"branch": rb.Inverted(), "downsample": "patch", "stem": rb.Stem(8, 4, 4)},
+    {"branch": rb.Separable(2), "stem": rb.Stem(8, 7, 2, pool=2)},
+    {"causal": True, "branch": rb.Gated()},
+    {"skip": "none", "stages": (rb.Stage(8, 2, stride=2, dilation=3),)},
+]
+
+
+@pytest.mark.parametrize("changes", FIELDS, ids=lambda c: "-".join(c) or "base")
+def test_the_receptive_field_is_exactly_what_an_output_depends_on(changes: dict) -> None:
+    spec = rb.BackboneSpec(
+        (rb.Stage(8, 1), rb.Stage(16, 2, stride=2, kernel=5), rb.Stage(16, 1, stride=2)),
+        dims=1, in_channels=4, stem=rb.Stem(8), activation="silu",
+    )  # fmt: skip
+    spec = replace(spec, **changes)
+    first, last = 10_000, 0
+    for seed in range(30):  # a maximum looks at one position at a time
+        torch.manual_seed(seed)
+        net = rb.Backbone(spec).eval().double()
+        x = torch.randn(1, 4, 401, dtype=torch.float64, requires_grad=True)
+        feature = net(x)[-1]
+        feature[..., feature.shape[-1] // 2].sum().backward()
+        seen = x.grad.abs().sum(1).squeeze(0).nonzero()
+        first, last = min(first, int(seen.min())), max(last, int(seen.max()))
+    assert net.receptive_field == last - first + 1
+
+
+@pytest.mark.parametrize(
+    ("x", "sentence"),
+    [
+        (torch.zeros(1, 1, 32, 32), r"takes \(B, 3, H, W\)"),
+        (torch.zeros(1, 3, 32, 32, dtype=torch.uint8), "holds torch.uint8"),
+        (np.zeros((1, 3, 32, 32)), "is a ndarray"),
+    ],
+    ids=str,
+)
+def test_wrong_inputs_are_refused(x: object, sentence: str) -> None:
+    with pytest.raises(rb.InputError, match=sentence):
+        rb.backbone("resnet20")(x)
+
+
+def test_group_norm_takes_the_groups_it_is_told() -> None:
+    def groups(count: int | None) -> set[int]:
+        net = rb.backbone("resnet50", norm="group", norm_groups=count)
+        return {m.num_groups for m in net.modules() if isinstance(m, nn.GroupNorm)}
+
+    assert groups(32) == {32}
+    assert groups(None) == {8, 16, 32}
+
+
+def test_a_sequence_is_an_image_one_row_high() -> None:
+    """The same weights, the same numbers, and the row is nowhere to be seen."""
+    torch.manual_seed(0)
+    sequence = rb.backbone("tc_resnet8").eval()
+    stages = tuple(
+        replace(s, kernel=(1, s.kernel), stride=(1, s.stride)) for s in sequence.spec.stages
+    )
+    stem = replace(sequence.spec.stem, kernel=(1, 3))
+    image = rb.backbone(replace(sequence.spec, dims=2, stages=stages, stem=stem)).eval()
+    image.load_state_dict(sequence.state_dict())
+    x = torch.randn(2, 40, 37)
+    with torch.no_grad():
+        for flat, high in zip(sequence(x), image(x[:, :, None]), strict=True):
+            assert flat.ndim == 3
+            torch.testing.assert_close(flat, high.squeeze(2), rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_under_lengths_are_those_of_the_items() -> None:
+    """Against finite differences, in double precision: gathering rows for a norm and putting them
+    back is code of our own."""
+    torch.manual_seed(0)
+    spec = rb.BackboneSpec(
+        (rb.Stage(4, 1), rb.Stage(4, 1, stride=2)), in_channels=2, stem=rb.Stem(4),
+        activation="tanh",
+    )  # fmt: skip
+    lengths = torch.tensor([9, 3, 6])
+    for dims in (1, 2):
+        net = rb.Backbone(replace(spec, dims=dims)).double().train()
+        x = torch.randn(3, 2, *(2,) * (dims - 1), 9, dtype=torch.float64, requires_grad=True)
+        assert torch.autograd.gradcheck(lambda x, net=net: net(x, lengths), x, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["tc_resnet8", "vdcnn9", "dpcnn", "tcn_char"])
+def test_sequences_stay_channels_last(name: str) -> None:
+    """A tensor that loses the layout on its way costs more than every mask."""
+    net = rb.backbone(name)
+    seen = []
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(lambda m, i, o: seen.append(o))
+    x = torch.randn(2, net.spec.in_channels, 40)
+    for lengths in (None, torch.tensor([40, 22])):
+        net(x, lengths)
+    assert all(o.is_contiguous(memory_format=torch.channels_last) for o in seen)
+    assert len(seen) == 2 * sum(isinstance(m, nn.Conv2d) for m in net.modules())
+
+
+def test_names_of_modules_are_modules() -> None:
+    import resbackbones.core.backbone as module
+
+    assert module.Backbone is rb.Backbone
+    assert list(itertools.islice(rb.SPECS, 1)) == ["resnet18"]

@@ -1,0 +1,108 @@
+"""One net per wing leaves Python whole: captured once, for every batch and length, masks included.
+
+torch's guards hold a captured program to sizes at which no feature shrinks to one position: longer
+than the net's total stride. An ONNX file has no such limit.
+"""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.export import Dim
+
+from resbackbones.speech import ResidualForAudioClassification
+from resbackbones.text import ResidualForSequenceClassification, train_tokenizer
+from resbackbones.vision import ResidualForImageClassification
+
+
+def mask(batch: int, size: int) -> Tensor:
+    lengths = torch.linspace(size, 1, batch).long()
+    return (torch.arange(size) < lengths[:, None]).long()
+
+
+def vision() -> tuple[Any, Any, Any]:
+    model = ResidualForImageClassification.build("resnet18", num_labels=3)
+    sizes = {"pixel_values": {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}}
+    return model, lambda batch, size: {"pixel_values": torch.randn(batch, 3, size, size + 5)}, sizes
+
+
+def speech() -> tuple[Any, Any, Any]:
+    model = ResidualForAudioClassification.build("matchboxnet_3x1", num_labels=3)
+
+    def example(batch: int, size: int) -> dict[str, Tensor]:
+        features = torch.randn(batch, 64, size)
+        return {"input_features": features, "attention_mask": mask(batch, size)}
+
+    sizes = {"input_features": {0: Dim.DYNAMIC, 2: Dim.DYNAMIC}}
+    return model, example, sizes | {"attention_mask": {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}}
+
+
+def text() -> tuple[Any, Any, Any]:
+    tokenizer = train_tokenizer(["who is it", "where is it"], "word")
+    model = ResidualForSequenceClassification.build("dpcnn", num_labels=3, processor=tokenizer)
+
+    def example(batch: int, size: int) -> dict[str, Tensor]:
+        tokens = torch.randint(len(tokenizer), (batch, size))
+        return {"input_ids": tokens, "attention_mask": mask(batch, size)}
+
+    both = {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}
+    return model, example, {"input_ids": both, "attention_mask": both}
+
+
+CASES = {
+    "resnet18": vision,
+    "matchboxnet_3x1": speech,
+    "dpcnn": text,
+}
+SIZES = [(3, 151), (1, 90), (4, 97)]  # odd and even, a batch of one
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_export(name: str) -> None:
+    torch.manual_seed(0)
+    model, example, sizes = CASES[name]()
+    model.eval()
+    program = torch.export.export(model, (), example(2, 120), dynamic_shapes=sizes).module()
+    for batch, size in SIZES:
+        inputs = example(batch, size)
+        with torch.no_grad():
+            torch.testing.assert_close(program(**inputs).logits, model(**inputs).logits)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_onnx(name: str, tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    model, example, sizes = CASES[name]()
+    model.eval()
+    path = tmp_path / "model.onnx"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of onnxscript and of torch's own converter
+        torch.onnx.export(
+            model, (), path, kwargs=example(2, 120), dynamic_shapes=sizes, dynamo=True,
+            external_data=False, verbose=False,
+        )  # fmt: skip
+    session = onnxruntime.InferenceSession(path)
+    for batch, size in [*SIZES, (2, 7), (1, 1)]:
+        inputs = example(batch, size)
+        logits, *_ = session.run(None, {name: value.numpy() for name, value in inputs.items()})
+        with torch.no_grad():
+            torch.testing.assert_close(
+                torch.from_numpy(logits), model(**inputs).logits, rtol=1e-4, atol=1e-5
+            )
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_compiles_without_a_graph_break(name: str) -> None:
+    torch.manual_seed(0)
+    model, example, _ = CASES[name]()
+    model.eval()
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="eager")
+    for batch, size in SIZES:
+        inputs = example(batch, size)
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(**inputs).logits, model(**inputs).logits)
