@@ -1,0 +1,200 @@
+"""The nets of `tasks.speed` as they are usually written: sequences by `nn.Conv1d`, `nn.BatchNorm1d`
+and no masks, images by torchvision.
+
+Each lists its modules in the order in which ours lists them, so that `copy_weights` needs no names.
+"""
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils import parametrizations
+
+
+class _ConvNorm(nn.Sequential):
+    """Convolution (or a depthwise and a pointwise one), batch norm, and ReLU if asked for."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int,
+        stride: int = 1,
+        dilation: int = 1,
+        separable: bool = False,
+        relu: bool = True,
+        eps: float = 1e-5,
+    ) -> None:
+        margin = dilation * (kernel - 1) // 2
+        convolutions = [nn.Conv1d(inputs, outputs, kernel, stride, margin, dilation, bias=False)]
+        if separable:
+            convolutions = [
+                nn.Conv1d(
+                    inputs, inputs, kernel, stride, margin, dilation, groups=inputs, bias=False
+                ),
+                nn.Conv1d(inputs, outputs, 1, bias=False),
+            ]
+        after = [nn.ReLU(inplace=True)] if relu else []
+        super().__init__(*convolutions, nn.BatchNorm1d(outputs, eps=eps), *after)
+
+
+class _Block(nn.Module):
+    """A branch plus its shortcut, then ReLU."""
+
+    def __init__(self, branch: nn.Module, shortcut: nn.Module | None = None) -> None:
+        super().__init__()
+        self.branch = branch
+        self.shortcut = shortcut or nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.relu(self.branch(x) + self.shortcut(x), inplace=True)
+
+
+def _separable_block(inputs: int, outputs: int, kernel: int, repeats: int) -> _Block:
+    """Separable convolutions with the norm of NeMo, whose eps is not torch's."""
+    widths = [inputs] + [outputs] * repeats
+    branch = [
+        _ConvNorm(a, b, kernel, separable=True, relu=index < repeats - 1, eps=1e-3)
+        for index, (a, b) in enumerate(pairwise(widths))
+    ]
+    return _Block(nn.Sequential(*branch), _ConvNorm(inputs, outputs, 1, relu=False, eps=1e-3))
+
+
+def quartznet5x5() -> nn.Module:
+    """QuartzNet-5x5 (Kriman et al. 2020), the encoder."""
+    groups = (256, 33), (256, 39), (512, 51), (512, 63), (512, 75)
+    blocks, width = [], 256
+    for channels, kernel in groups:
+        blocks.append(_separable_block(width, channels, kernel, 5))
+        width = channels
+    return nn.Sequential(
+        _ConvNorm(64, 256, 33, 2, separable=True, eps=1e-3),
+        *blocks,
+        _ConvNorm(512, 512, 87, dilation=2, separable=True, eps=1e-3),
+        _ConvNorm(512, 1024, 1, eps=1e-3),
+    )
+
+
+def matchboxnet_3x2() -> nn.Module:
+    """MatchboxNet-3x2x64 (Majumdar & Ginsburg 2020), the encoder."""
+    blocks = [
+        _separable_block(128 if index == 0 else 64, 64, 13 + 2 * index, 2) for index in range(3)
+    ]
+    return nn.Sequential(
+        _ConvNorm(64, 128, 11, separable=True, eps=1e-3),
+        *blocks,
+        _ConvNorm(64, 128, 29, dilation=2, separable=True, eps=1e-3),
+        _ConvNorm(128, 128, 1, eps=1e-3),
+    )
+
+
+def _basic_block(inputs: int, outputs: int, kernel: int, stride: int, relu: bool) -> _Block:
+    """Two convolutions; `relu` says whether a projection shortcut has one too."""
+    shortcut = None
+    if stride > 1 or inputs != outputs:
+        shortcut = _ConvNorm(inputs, outputs, 1, stride, relu=relu)
+    return _Block(
+        nn.Sequential(
+            _ConvNorm(inputs, outputs, kernel, stride),
+            _ConvNorm(outputs, outputs, kernel, relu=False),
+        ),
+        shortcut,
+    )
+
+
+def tc_resnet14() -> nn.Module:
+    """TC-ResNet-14 (Choi et al. 2019), the features."""
+    layers: list[nn.Module] = [_ConvNorm(40, 16, 3)]
+    width = 16
+    for channels in (24, 32, 48):
+        layers += [
+            _basic_block(width, channels, 9, 2, relu=True),
+            _basic_block(channels, channels, 9, 1, relu=True),
+        ]
+        width = channels
+    return nn.Sequential(*layers)
+
+
+def vdcnn9() -> nn.Module:
+    """VDCNN-9 with shortcuts (Conneau et al. 2017), without embedding and classifier."""
+    layers: list[nn.Module] = [nn.Conv1d(16, 64, 3, padding=1)]
+    width = 64
+    for channels in (64, 128, 256, 512):
+        if channels > 64:
+            layers.append(nn.MaxPool1d(3, 2, 1))
+        layers.append(_basic_block(width, channels, 3, 1, relu=False))
+        width = channels
+    return nn.Sequential(*layers)
+
+
+class _PreActivated(nn.Module):
+    """x plus two convolutions, each behind a ReLU (Johnson & Zhang 2017)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = nn.Conv1d(channels, channels, 3, padding=1)
+        self.second = nn.Conv1d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.second(functional.relu(self.first(functional.relu(x)), inplace=True))
+
+
+def dpcnn() -> nn.Module:
+    """DPCNN (Johnson & Zhang 2017), without embedding and classifier."""
+    layers: list[nn.Module] = [nn.Conv1d(250, 250, 3, padding=1), _PreActivated(250)]
+    for _ in range(6):
+        layers += [nn.MaxPool1d(3, 2, 1), _PreActivated(250)]
+    return nn.Sequential(*layers, nn.ReLU(inplace=True))
+
+
+class _Temporal(nn.Module):
+    """Two causal, dilated convolutions with weight norm (Bai et al. 2018, figure 1b)."""
+
+    def __init__(self, channels: int, dilation: int) -> None:
+        super().__init__()
+        self.history = 2 * dilation
+        self.first, self.second = (
+            parametrizations.weight_norm(nn.Conv1d(channels, channels, 3, dilation=dilation))
+            for _ in range(2)
+        )
+        self.dropout = nn.Dropout(0.45)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x
+        for convolution in (self.first, self.second):
+            y = functional.relu(convolution(functional.pad(y, (self.history, 0))), inplace=True)
+            y = self.dropout(y)
+        return functional.relu(x + y, inplace=True)
+
+
+def tcn() -> nn.Module:
+    """TCN for words (Bai et al. 2018, section 5)."""
+    return nn.Sequential(*(_Temporal(600, 2**level) for level in range(4)))
+
+
+def resnet50() -> nn.Module:
+    """torchvision's ResNet-50 without pooling and classifier."""
+    return nn.Sequential(*list(torchvision.models.resnet50().children())[:-2])
+
+
+PEERS: dict[str, Callable[[], nn.Module]] = {
+    "quartznet5x5": quartznet5x5,
+    "tc_resnet14": tc_resnet14,
+    "matchboxnet_3x2": matchboxnet_3x2,
+    "dpcnn": dpcnn,
+    "vdcnn9": vdcnn9,
+    "tcn": tcn,
+    "resnet50": resnet50,
+}
+
+
+@torch.no_grad()
+def copy_weights(source: nn.Module, target: nn.Module) -> None:
+    """Give one module the weights and running statistics of another that lists the same numbers in
+    the same order (a kernel of 1-D may be one of 2-D and one row)."""
+    pairs = zip(source.state_dict().values(), target.state_dict().values(), strict=True)
+    for given, wanted in pairs:
+        wanted.copy_(given.reshape(wanted.shape))
