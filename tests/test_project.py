@@ -76,7 +76,7 @@ def test_the_readme_examples_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     examples = re.findall(r"```python\n(.*?)```", read("README.md"), re.DOTALL)
-    assert len(examples) == 4  # the core, and one a wing
+    assert len(examples) == 5  # two of the core, and one per wing
     for example in examples:
         exec(compile(example, "README.md", "exec"), {})
     assert "in the first block" in capsys.readouterr().out
