@@ -17,6 +17,7 @@ from resbackbones.core.layers import (
     AveragePool,
     Axes,
     Dropout,
+    Gate,
     Layer,
     MaxPool,
     NormActivation,
@@ -417,17 +418,20 @@ REFUSALS: dict[str, Callable[[BackboneSpec], bool]] = {
     ),
     "skip='none' with activation='gelu' or 'silu' and without a norm of activations is a dead "
     "net: signals shrink with every layer; use 'relu' or 'tanh', or another norm": (
-        lambda s: (
-            s.skip == "none"
-            and s.activation in ("gelu", "silu")
-            and s.order != "none"
-            and not _normalises(s)
-        )
+        lambda s: s.skip == "none" and s.activation in ("gelu", "silu") and not _normalises(s)
     ),
-    "activation='silu' after the sum is a dead net where branches start near 0 (init='zero_last' "
-    "or 'fixup', branch_scale='rezero', 'layerscale', or 'skipinit' without a norm): it halves a "
-    "small signal block by block; use order='pre' or another activation": (
-        lambda s: s.activation == "silu" and s.order == "post" and _starts_near_zero(s)
+    "skip='none' with a gated branch and without a norm of activations is a dead net: every gate "
+    "halves the signal; use another norm": (
+        lambda s: s.skip == "none" and not _normalises(s) and _gates(s)
+    ),
+    "activation='gelu' or 'silu' after the sum is a dead net without a norm of activations, and "
+    "where branches start near 0 (init='zero_last', branch_scale='rezero' or 'layerscale'): it "
+    "shrinks a small signal block by block; use order='pre' or another activation": (
+        lambda s: (
+            s.activation in ("gelu", "silu")
+            and s.order == "post"
+            and (not _normalises(s) or _starts_near_zero(s))
+        )
     ),
     "skip='none' with drop_path is a dead net whenever a branch is dropped: nothing goes around "
     "it; use drop_path=0": lambda s: s.skip == "none" and s.drop_path > 0,
@@ -455,9 +459,12 @@ def _normalises(spec: BackboneSpec) -> bool:
     return spec.norm in ("batch", "group", "layer")
 
 
+def _gates(spec: BackboneSpec) -> bool:
+    return any(isinstance(part, Gate) for part in spec.plan.stages[0][1][0].branch)
+
+
 def _starts_near_zero(spec: BackboneSpec) -> bool:
-    shrunk = spec.branch_scale == "skipinit" and not _normalises(spec)
-    return shrunk or spec.init != "he" or spec.branch_scale in ("rezero", "layerscale")
+    return spec.init != "he" or spec.branch_scale in ("rezero", "layerscale")
 
 
 def _convolutions(spec: BackboneSpec) -> list[Part]:
