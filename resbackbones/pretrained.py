@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import cached_file
+from transformers.utils.hub import create_and_tag_model_card
 
 from resbackbones.core.backbone import Backbone
 from resbackbones.core.heads import Classifier, Head
@@ -26,6 +29,12 @@ from resbackbones.errors import InputError
 
 if TYPE_CHECKING:
     import numpy as np
+
+# Options that say which files to load, and how and where to upload them.
+LOADING = "revision token cache_dir subfolder local_files_only force_download proxies".split()
+UPLOADING = "repo_id revision token private commit_message commit_description create_pr".split()
+# The last are those of the library that speaks HTTP, as when there is no connection.
+HUB_ERRORS: tuple[type[Exception], ...] = (OSError, *HfHubHTTPError.__bases__)
 
 
 class ResidualConfig(PreTrainedConfig):
@@ -94,21 +103,63 @@ class ResidualPreTrainedModel(PreTrainedModel):
         `from_pretrained` deals with."""
 
     def save_pretrained(  # type: ignore[override]
-        self, save_directory: str | os.PathLike[str], is_main_process: bool = True, **options: Any
+        self,
+        save_directory: str | os.PathLike[str],
+        is_main_process: bool = True,
+        push_to_hub: bool = False,
+        **options: Any,
     ) -> None:
         """Write configuration, weights (safetensors) and processor into a folder.
 
+        Args:
+            save_directory: the folder.
+            is_main_process: False in all processes but one.
+            push_to_hub: upload what was written, in one commit; say where with `repo_id` (the
+                folder's name unless given), `revision`, `private`, `token`, `commit_message`,
+                `commit_description` and `create_pr`.
+            options: as in transformers.
+
         Raises:
-            InputError: the folder cannot be written.
+            InputError: the folder cannot be written, or the hub refuses the upload.
         """
+        upload = {name: options.pop(name) for name in UPLOADING if name in options}
         try:
+            os.makedirs(save_directory, exist_ok=True)
+            before = self._get_files_timestamps(save_directory) if push_to_hub else {}
             super().save_pretrained(save_directory, is_main_process=is_main_process, **options)
             if self.processor is not None and is_main_process:
                 self.processor.save_pretrained(save_directory)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:  # the latter, too, for a disk that is full
+            reason = getattr(error, "strerror", None) or error
             raise InputError(
-                f"cannot write the model to {save_directory} ({error.strerror or error}); name a "
-                "folder that can be written, on a disk with room"
+                f"cannot write the model to {save_directory} ({reason}); name a folder that can be "
+                "written, on a disk with room"
+            ) from error
+        if push_to_hub and is_main_process:
+            self._upload(Path(save_directory), before, **upload)
+
+    def _upload(
+        self,
+        folder: Path,
+        before: dict[str, float],
+        repo_id: str | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        **commit: Any,
+    ) -> None:
+        """Upload what changed in a folder. transformers would do so before the processor is in."""
+        repo_id = repo_id or folder.resolve().name
+        try:
+            repo_id = (
+                HfApi().create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
+            )
+            card = create_and_tag_model_card(repo_id, self.model_tags, token=token)  # type: ignore[arg-type]
+            card.save(folder / "README.md")
+            self._upload_modified_files(folder, repo_id, before, token=token, **commit)
+        except HUB_ERRORS as error:
+            raise InputError(
+                f"the model is saved in {folder}, but the hub did not take it for {repo_id} (its "
+                f"answer: {_first_line(error)}); give a repo_id and a token that may write there"
             ) from error
 
     @classmethod
@@ -118,6 +169,7 @@ class ResidualPreTrainedModel(PreTrainedModel):
         *arguments: Any,
         ignore_mismatched_sizes: bool = False,
         output_loading_info: bool = False,
+        use_safetensors: bool | None = None,
         **options: Any,
     ) -> Any:
         """Load a model, bit for bit what was saved, and its processor.
@@ -127,14 +179,21 @@ class ResidualPreTrainedModel(PreTrainedModel):
             ignore_mismatched_sizes: accept a checkpoint whose head has another shape (other
                 classes); the head is drawn anew. Together with `num_labels=` this starts a
                 fine-tuning.
-            output_loading_info, arguments, options: as in transformers.
+            use_safetensors: True or None, which are the same here: a pickle is never read.
+            output_loading_info, arguments, options: as in transformers; those of the hub
+                (`revision`, `subfolder`, …) count for the processor too.
 
         Raises:
             InputError: no such folder, a checkpoint of another shape or with weights missing, or
                 one that is a pickle.
         """
         where = pretrained_model_name_or_path
-        _check_folder(where)
+        if use_safetensors is False:
+            raise InputError(
+                "use_safetensors=False asks for a pickle, which can run code; weights are read "
+                "from safetensors only, leave it out"
+            )
+        _check_folder(where, options.get("subfolder") or "")
         model: Any
         info: dict[str, Any]
         try:
@@ -143,14 +202,13 @@ class ResidualPreTrainedModel(PreTrainedModel):
                 *arguments,
                 ignore_mismatched_sizes=True,  # told apart below, by name
                 output_loading_info=True,
-                use_safetensors=True,  # a pickle can run code
+                use_safetensors=True,
                 **options,
             )
         except (OSError, SafetensorError) as error:
-            first = str(error).strip().splitlines()[0]
             raise InputError(
-                f"cannot load a model from {where} ({first}); give a folder written by "
-                "save_pretrained, or the id of a model on the hub"
+                f"cannot load a model from {where} ({_first_line(error)}); give a folder written "
+                "by save_pretrained, or the id of a model on the hub"
             ) from error
         drawn = sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
         refused = [key for key in drawn if not key.startswith("head.")]
@@ -164,15 +222,19 @@ class ResidualPreTrainedModel(PreTrainedModel):
             # Inside the file addresses are not aligned, and by that the order changes in which a
             # processor adds up, and the last bits with it.
             parameter.data = parameter.data.clone()
-        model.processor = cls._load_processor(where)
+        where_from = {name: options[name] for name in LOADING if name in options}
+        model.processor = cls._load_processor(where, **where_from)
         return (model, info) if output_loading_info else model
 
     @classmethod
-    def _load_processor(cls, where: str | os.PathLike[str]) -> Any:
+    def _load_processor(cls, where: str | os.PathLike[str], **options: Any) -> Any:
         found = cls.processor_class is not None and cached_file(
-            os.fspath(where), cls.processor_file, _raise_exceptions_for_missing_entries=False
+            os.fspath(where),
+            cls.processor_file,
+            _raise_exceptions_for_missing_entries=False,
+            **options,
         )
-        return cls.processor_class.from_pretrained(where) if found else None
+        return cls.processor_class.from_pretrained(where, **options) if found else None
 
 
 class ResidualClassifier(ResidualPreTrainedModel):
@@ -267,10 +329,21 @@ def classifier_options(
     }
 
 
-def _check_folder(where: str | os.PathLike[str]) -> None:
+def _first_line(error: Exception) -> str:
+    """What an error says, of several lines the first; its name where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _check_folder(where: str | os.PathLike[str], subfolder: str = "") -> None:
     """Refuse what cannot be a model before the hub is asked for it."""
     folder = Path(where)
     if folder.is_dir():
+        folder /= subfolder
+        if not folder.is_dir():
+            raise InputError(
+                f"there is no folder {folder}; give a subfolder= written by save_pretrained, or "
+                "leave it out"
+            )
         if not (folder / "config.json").is_file():
             raise InputError(
                 f"{folder} holds no config.json, so it is no model; give a folder written by "

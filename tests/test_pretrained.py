@@ -7,17 +7,23 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import huggingface_hub
 import numpy as np
 import pytest
+import safetensors
 import torch
 import transformers
+from huggingface_hub.errors import HfHubHTTPError
 from torch.nn import functional
 
 import resbackbones as rb
 from resbackbones import pretrained
 from resbackbones.core.heads import Head
 from resbackbones.speech import ResidualForAudioClassification
+from resbackbones.text import ResidualForSequenceClassification, train_tokenizer
 from resbackbones.vision import ResidualForImageClassification, ResidualVisionConfig
 
 LABELS = ("cat", "dog", "owl")
@@ -228,6 +234,119 @@ def test_an_unwritable_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(rb.InputError, match=re.escape(str(tmp_path / "file"))):
         small().save_pretrained(tmp_path / "file" / "model")
+
+
+def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_, **__) -> None:
+        raise safetensors.SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("transformers.modeling_utils.safe_save_file", full)
+    with pytest.raises(rb.InputError, match=r"cannot write .* \(I/O error: No space left"):
+        small().save_pretrained(tmp_path)
+
+
+class Hub:
+    """Stands in for the hub: keeps what is asked of it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, fault: Exception | None = None) -> None:
+        self.fault = fault
+        self.repos: list[tuple] = []
+        self.branches: list[tuple] = []
+        self.commits: list[dict] = []
+        api = huggingface_hub.HfApi
+        monkeypatch.setattr(api, "create_repo", lambda _, name, **options: self.repo(name, options))
+        monkeypatch.setattr(api, "create_branch", lambda _, **o: self.branches.append(o["branch"]))
+        monkeypatch.setattr(api, "create_commit", lambda _, **options: self.commits.append(options))
+        card = huggingface_hub.ModelCard("---\ntags: []\n---\n")
+        monkeypatch.setattr("transformers.utils.hub.ModelCard.load", lambda *_, **__: card)
+
+    def repo(self, name: str, options: dict) -> SimpleNamespace:
+        if self.fault:
+            raise self.fault
+        self.repos.append((name, options["private"], options["token"]))
+        return SimpleNamespace(repo_id=f"me/{name}")
+
+
+def test_a_push_holds_the_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = Hub(monkeypatch)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "notes.txt").write_text("not the model's")
+    small().save_pretrained(
+        tmp_path / "model", push_to_hub=True, private=True, token="t", commit_message="all",
+        revision="next",
+    )  # fmt: skip
+    assert hub.repos == [("model", True, "t")] and hub.branches == ["next"]
+    (commit,) = hub.commits
+    assert {file.path_in_repo for file in commit["operations"]} == {
+        "config.json", "model.safetensors", "preprocessor_config.json", "README.md",
+    }  # fmt: skip
+    told = {name: commit[name] for name in ("repo_id", "token", "revision", "commit_message")}
+    assert told == {
+        "repo_id": "me/model", "token": "t", "revision": "next", "commit_message": "all",
+    }  # fmt: skip
+    small().save_pretrained(tmp_path / "other", push_to_hub=True, is_main_process=False)
+    small().save_pretrained(tmp_path / "other", repo_id="unused")
+    assert len(hub.commits) == 1
+
+
+def test_what_the_hub_answers_is_told_as_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    response: Any = SimpleNamespace(headers={}, request=None)
+    forbidden = HfHubHTTPError("403 Forbidden: not yours", response=response)
+    no_line = HfHubHTTPError.__bases__[0]("no route to host")  # as where there is no connection
+    for number, fault in enumerate((forbidden, no_line, TimeoutError())):
+        Hub(monkeypatch, fault)
+        folder = tmp_path / str(number)
+        with pytest.raises(
+            rb.InputError, match=f"its answer: {str(fault) or 'TimeoutError'}"
+        ) as caught:
+            small().save_pretrained(folder, push_to_hub=True, repo_id="you/model")
+        assert "for you/model" in str(caught.value) and "disk" not in str(caught.value)
+        assert ResidualForImageClassification.from_pretrained(folder).processor is not None
+
+
+def test_the_processor_is_loaded_from_where_the_weights_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the hub's cache holds them: two revisions whose processors differ."""
+    repo = tmp_path / "cache" / "models--me--model"
+    for name, commit, mean in (("main", "a" * 40, 0.1), ("next", "b" * 40, 0.2)):
+        model = small()
+        model.processor.image_mean = [mean] * 3
+        model.save_pretrained(repo / "snapshots" / commit / "sub")
+        (repo / "refs").mkdir(exist_ok=True)
+        (repo / "refs" / name).write_text(commit)
+    load = ResidualForImageClassification.from_pretrained
+    options = {"cache_dir": tmp_path / "cache", "subfolder": "sub", "local_files_only": True}
+    for name, mean in (("main", 0.1), ("next", 0.2)):
+        loaded = load("me/model", revision=name, token=False, force_download=False, **options)
+        assert tuple(loaded.processor.image_mean) == (mean,) * 3
+
+
+def test_a_subfolder_is_checked_and_loaded(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    speech = ResidualForAudioClassification.build("tc_resnet8", labels=LABELS)
+    text = ResidualForSequenceClassification.build(
+        "dpcnn", labels=LABELS, processor=train_tokenizer(["who is it", "what is it"], "word")
+    )
+    for model in (small(), speech, text):
+        model.save_pretrained(tmp_path / "sub")
+        loaded = type(model).from_pretrained(tmp_path, subfolder="sub")
+        assert type(loaded.processor) is type(model.processor)
+        with pytest.raises(rb.InputError, match=r"there is no folder .*/sup; give a subfolder"):
+            type(model).from_pretrained(tmp_path, subfolder="sup")
+        shutil.rmtree(tmp_path / "sub")
+    (tmp_path / "sub").mkdir()
+    with pytest.raises(rb.InputError, match=r"sub holds no config\.json"):
+        type(model).from_pretrained(tmp_path, subfolder="sub")
+
+
+def test_weights_are_read_from_safetensors_only(saved: Path) -> None:
+    load = ResidualForImageClassification.from_pretrained
+    assert load(saved, use_safetensors=True) and load(saved, use_safetensors=None)
+    with pytest.raises(rb.InputError, match="use_safetensors=False asks for a pickle"):
+        load(saved, use_safetensors=False)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -21,10 +22,16 @@ from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_utils import PILImageResampling, SizeDict
 from transformers.processing_utils import ImagesKwargs
 
-from resbackbones.errors import InputError
+from resbackbones.errors import InputError, nearest
 from resbackbones.sources import Items, Source, mixed_labels, read
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # PIL's modes by number of channels
+# What a call of the processor may change for its images, and what else it takes.
+CHANGEABLE = (
+    "num_channels do_resize size resample do_center_crop crop_size do_rescale rescale_factor "
+    "do_normalize image_mean image_std"
+).split()
+PASSING = ["return_tensors", "device", "disable_grouping"]
 
 
 class ResidualImagesKwargs(ImagesKwargs, total=False):
@@ -35,6 +42,9 @@ class ResidualImagesKwargs(ImagesKwargs, total=False):
 
 class ResidualImageProcessor(TorchvisionBackend):
     """Images (PIL, arrays or tensors, in any mode) to `pixel_values` `(B, num_channels, H, W)`.
+
+    PIL images are turned upright as their EXIF orientation says, and 16-bit pixels become 8-bit.
+    A call may change the options for its images: `processor(image, do_normalize=False)`.
 
     Args:
         num_channels: 1 turns colour into grey, 3 grey into colour; any other number must be what
@@ -77,14 +87,45 @@ class ResidualImageProcessor(TorchvisionBackend):
         options.setdefault("do_center_crop", options.get("crop_size") is not None)
         super().__init__(**options)
 
+    def preprocess(self, images: Any, *arguments: Any, **options: Any) -> BatchFeature:
+        """Images to `pixel_values`.
+
+        Args:
+            images: one or a list.
+            arguments: as in transformers.
+            options: of the processor, for these images; `return_tensors` and `device`.
+
+        Raises:
+            InputError: an option that a call does not have.
+        """
+        for name, value in options.items():  # transformers would take it and do nothing with it
+            if name not in CHANGEABLE + PASSING and value is not None:
+                raise InputError(
+                    f"a call of the image processor has no option {name!r}; "
+                    + nearest(name, CHANGEABLE + PASSING)
+                )
+        changes = {n: options.pop(n) for n in CHANGEABLE if options.get(n) is not None}
+        if not changes:
+            return super().preprocess(images, *arguments, **options)
+        for step, of in (("do_resize", "size"), ("do_center_crop", "crop_size")):
+            if of in changes:
+                changes.setdefault(step, True)
+        changed = type(self)(**{**self.to_dict(), **changes})
+        return changed.preprocess(images, *arguments, **options)
+
     def process_image(self, image: Any, *_: Any, device: Any = None, **__: Any) -> Tensor:
-        """One image as a tensor `(num_channels, H, W)`, its pixels untouched."""
+        """One image, upright, as a tensor `(num_channels, H, W)` of the pixels it has."""
         channels: int = self.num_channels
         if isinstance(image, PIL.Image.Image):
+            image = PIL.ImageOps.exif_transpose(image)
+            if image.mode.startswith("I"):  # PIL would make 255 of all that is more
+                image = PIL.Image.fromarray(_eight_bits(image).numpy())
             if channels in MODES:
                 image = image.convert(MODES[channels])
             image = np.array(image)
         pixels = torch.as_tensor(image)
+        if pixels.dtype == torch.uint16:
+            pixels = _eight_bits(pixels)
         if pixels.ndim == 2:
             pixels = pixels.unsqueeze(0)
         elif pixels.shape[0] not in (channels, 1, 3) and pixels.shape[-1] in (channels, 1, 3):
@@ -259,13 +300,27 @@ class ImageItems(Items):
 
 
 def open_image(value: Any) -> Any:
-    """An image as it lies in a data set (`{"bytes", "path"}`, PIL or an array), fully decoded."""
+    """An image as it lies in a data set (`{"bytes", "path"}`, PIL or an array), fully decoded and
+    turned upright."""
     if not isinstance(value, dict):
         return value
     where = io.BytesIO(value["bytes"]) if value.get("bytes") is not None else value["path"]
     with PIL.Image.open(where) as image:
         image.load()  # a truncated file fails here, not later
-    return image
+        return PIL.ImageOps.exif_transpose(image)
+
+
+def _eight_bits(image: PIL.Image.Image | Tensor) -> Tensor:
+    """16-bit pixels as uint8, rounded."""
+    if isinstance(image, PIL.Image.Image):
+        image = torch.from_numpy(np.array(image).astype(np.int32))  # in this machine's byte order
+        low, high = int(image.min()), int(image.max())
+        if low < 0 or high > 65535:
+            raise InputError(
+                f"a grey image has pixels from {low} to {high}, where 16 bits hold 0 to 65535; "
+                "rescale it"
+            )
+    return ((image.int() + 128) // 257).to(torch.uint8)  # 65535 is 255 times 257
 
 
 def augmented(x: Tensor, options: Augment, draws: Tensor) -> Tensor:

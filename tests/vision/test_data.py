@@ -9,6 +9,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from transformers.image_utils import load_image
 
 import resbackbones as rb
 from resbackbones.sources import Source, open_dataset
@@ -155,6 +156,113 @@ def test_grey_is_what_pil_makes_of_it(tmp_path: Path) -> None:
     from_pil = GREY.process_image(image)
     from_array = GREY.process_image(np.array(image))
     assert (from_pil.int() - from_array.int()).abs().max() <= 1  # PIL rounds in fixed point
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_are_turned_upright(orientation: int, tmp_path: Path) -> None:
+    path = str(tmp_path / "image.png")
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 40, 3), dtype=np.uint8)
+    exif = PIL.Image.Exif()
+    exif[0x0112] = orientation
+    PIL.Image.fromarray(pixels).save(path, exif=exif)
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])}
+    )
+    rows = {"image": [path, path], "label": [0, 1]}
+    source = open_dataset(datasets.Dataset.from_dict(rows, features=features))
+    processor = ResidualImageProcessor()
+    found = ImageItems(source, processor).__getitems__([0])["pixel_values"]
+    expected = processor(load_image(path), return_tensors="pt").pixel_values
+    assert found.shape[-2:] == ((20, 40) if orientation < 5 else (40, 20))
+    assert torch.equal(found, expected)
+    assert torch.equal(processor(PIL.Image.open(path), return_tensors="pt").pixel_values, expected)
+
+
+RAMP = np.linspace(0, 65535, 64 * 64).astype(np.uint16).reshape(64, 64)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("kind", ["I;16", "I;16B", "I", "array"])
+def test_sixteen_bits_become_eight(kind: str, channels: int) -> None:
+    image: Any = RAMP
+    if kind == "I;16B":
+        image = PIL.Image.frombytes(kind, RAMP.shape, RAMP.astype(">u2").tobytes())
+    elif kind != "array":
+        image = PIL.Image.fromarray(RAMP.astype(np.int32) if kind == "I" else RAMP)
+        assert image.mode == kind
+    elif channels == 4:
+        image = np.stack([RAMP, RAMP, RAMP, np.full_like(RAMP, 65535)])
+    found = ResidualImageProcessor(num_channels=channels).process_image(image)
+    expected = torch.from_numpy(np.rint(RAMP / 257).astype(np.uint8))
+    assert found.shape[0] == channels and found.dtype == torch.uint8
+    assert all(torch.equal(channel, expected) for channel in found[:3])
+    assert channels < 4 or (found[3] == 255).all()
+
+
+def test_sixteen_bits_in_training_are_those_of_inference(tmp_path: Path) -> None:
+    source = images()
+    cell = png(RAMP)
+    (tmp_path / "ramp.png").write_bytes(cell["bytes"])
+    with PIL.Image.open(tmp_path / "ramp.png") as image:
+        assert image.mode == "I;16"
+        expected = GREY(image, return_tensors="pt").pixel_values
+    rows = {"image": [cell] * 2, "label": [0, 1]}
+    features = source.dataset.features
+    items = ImageItems(open_dataset(datasets.Dataset.from_dict(rows, features=features)), GREY)
+    assert torch.equal(items.__getitems__([0])["pixel_values"], expected)
+    by_path = GREY(str(tmp_path / "ramp.png"), return_tensors="pt").pixel_values
+    assert torch.equal(by_path, expected)
+
+
+def test_more_than_sixteen_bits_are_refused() -> None:
+    image = PIL.Image.fromarray(np.array([[0, 65536]], dtype=np.int32))
+    with pytest.raises(rb.InputError, match="pixels from 0 to 65536, where 16 bits hold"):
+        GREY(image)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"do_normalize": False},
+        {"do_rescale": False, "do_normalize": False},
+        {"size": {"height": 6, "width": 8}},
+        {"crop_size": {"height": 6, "width": 8}, "image_mean": [0.1, 0.2, 0.3]},
+        {"num_channels": 1, "image_mean": [0.1], "image_std": [0.2]},
+    ],
+    ids=str,
+)
+def test_a_call_changes_the_options_for_its_images(changes: dict) -> None:
+    image = pil(images(), 0)
+    processor = ResidualImageProcessor()
+    before = processor.to_dict()
+    found = processor(image, return_tensors="pt", **changes).pixel_values
+    expected = ResidualImageProcessor(**changes)(image, return_tensors="pt").pixel_values
+    plain = processor(image, return_tensors="pt", do_normalize=None).pixel_values
+    assert torch.equal(found, expected)
+    assert found.shape != plain.shape or not torch.equal(found, plain)
+    assert processor.to_dict() == before
+
+
+def test_a_size_in_a_call_keeps_the_steps_that_are_off() -> None:
+    image = pil(images(), 0)
+    processor = ResidualImageProcessor(size={"height": 6, "width": 8})
+    call = {"size": {"height": 4, "width": 4}, "return_tensors": "pt"}
+    assert processor(image, **call).pixel_values.shape[-2:] == (4, 4)
+    assert processor(image, **call, do_resize=False).pixel_values.shape[-2:] == (10, 14)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"do_pad": True}, "no option 'do_pad'"),
+        ({"input_data_format": "channels_last"}, "no option 'input_data_format'"),
+        ({"do_normalise": False}, "did you mean 'do_normalize'"),
+    ],
+    ids=str,
+)
+def test_options_that_a_call_does_not_have_are_refused(options: dict, sentence: str) -> None:
+    with pytest.raises(rb.InputError, match=sentence):
+        GREY(pil(images(), 0), **options)
 
 
 @pytest.mark.parametrize(
