@@ -253,7 +253,9 @@ class BackboneSpec:
             down: tuple[Part, ...] = ()
             if self.downsample == "max":
                 down = self._max_pool(width, stage.stride)
-            elif self.downsample == "patch" and (self.strides(stage) or width != stage.channels):
+            elif self.downsample == "patch" and (
+                self._is_strided(stage) or width != stage.channels
+            ):
                 down = (
                     NormActivation(width, activation=False),
                     Layer(
@@ -309,12 +311,12 @@ class BackboneSpec:
 
     def _shortcut(self, stage: Stage, in_channels: int) -> tuple[Part, ...]:
         channels, stride = stage.channels, stage.stride
-        same = in_channels == channels and not self.strides(stage)
+        same = in_channels == channels and not self._is_strided(stage)
         if self.skip == "none" or (same and self.shortcut != "always"):
             return ()
         if self.shortcut == "pad":
             return (Subsample(channels, stride),)
-        average = self.shortcut == "average" and self.strides(stage)
+        average = self.shortcut == "average" and self._is_strided(stage)
         layer = Layer(
             channels,
             1,
@@ -329,7 +331,7 @@ class BackboneSpec:
     def _max_pool(self, channels: int, stride: Axes) -> tuple[Part, ...]:
         return (MaxPool(channels, stride),) if max(per_axis(stride, self.dims)) > 1 else ()
 
-    def strides(self, stage: Stage) -> bool:
+    def _is_strided(self, stage: Stage) -> bool:
         """Whether a stage has a stride on any axis."""
         return max(per_axis(stage.stride, self.dims)) > 1
 
