@@ -1,6 +1,6 @@
 """resbackbones: one residual law for vision, speech and text.
 
-`import resbackbones as rb` costs what the core costs; `rb.train`, `rb.sources` and `rb.report`
+`import resbackbones as rb` costs what the core costs; `rb.train`, `rb.data` and `rb.report`
 load on first use, and `import resbackbones.vision` (or `.speech`, `.text`) brings in that wing.
 """
 
@@ -26,7 +26,7 @@ from resbackbones.core.zoo import SPECS, backbone, with_output_stride
 from resbackbones.errors import InputError
 
 if TYPE_CHECKING:
-    from resbackbones import report, sources, train
+    from resbackbones import data, report, train
 
 __version__ = "0.1.0"
 __all__ = [
@@ -50,13 +50,13 @@ __all__ = [
     "backbone",
     "count_macs",
     "count_parameters",
+    "data",
     "diagnose",
     "report",
-    "sources",
     "train",
     "with_output_stride",
 ]
-_LAZY = ("report", "sources", "train")
+_LAZY = ("data", "report", "train")
 
 
 def __getattr__(name: str) -> Any:

@@ -20,7 +20,7 @@ from resbackbones.core.spec import BackboneSpec
 from tasks import _benchmark_data as data
 
 if TYPE_CHECKING:
-    from resbackbones.sources import Splits
+    from resbackbones.data import Splits
 
 TOKENS = 32  # of a text; the baseline reads it whole
 QUICK_ROWS = {"vision": 500, "speech": 450, "text": 1000}  # of training, with --quick
@@ -211,7 +211,7 @@ def open_domain(
     domain: str, where: str | None, cache: Path, limit: int | None, on_bad: Any, device: str
 ) -> Domain:
     """Open a domain's data, the default ones where `where` is None, and decode them."""
-    from resbackbones.sources import open_splits
+    from resbackbones.data import open_splits
 
     kind = {"vision": "image", "speech": "audio", "text": "text"}[domain]
     name = data.NAMES[domain] if where is None else Path(where).name
@@ -222,7 +222,7 @@ def open_domain(
 
 
 def _vision(name: str, splits: "Splits", on_bad: Any, device: str) -> Domain:
-    from resbackbones.sources import read
+    from resbackbones.data import read
     from resbackbones.vision import (
         ImageItems,
         ResidualForImageClassification,

@@ -16,8 +16,8 @@ import tyro
 from resbackbones.errors import InputError
 
 if TYPE_CHECKING:
+    from resbackbones.data import Splits
     from resbackbones.pretrained import ResidualPreTrainedModel
-    from resbackbones.sources import Splits
 
 C = TypeVar("C")
 RUNS = Path("runs")

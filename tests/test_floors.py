@@ -21,9 +21,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "core": {"errors"},
     "report": CORE,
     "pretrained": CORE,
-    "sources": CORE,
-    **dict.fromkeys(WINGS, CORE | {"pretrained", "sources"}),
-    "train": CORE | WINGS | {"pretrained", "sources", "report"},
+    "data": CORE,
+    **dict.fromkeys(WINGS, CORE | {"pretrained", "data"}),
+    "train": CORE | WINGS | {"pretrained", "data", "report"},
 }
 # Packages that only some parts may import; one that no part may is for `tasks` alone.
 ONLY_IN = {
@@ -135,7 +135,7 @@ def test_the_floors_have_no_circle() -> None:
         ("pretrained", "import resbackbones", True),
         ("pretrained", "from resbackbones import __version__", True),
         ("pretrained", "import resbackbones.vision.models", False),
-        ("sources", "import torchaudio", False),
+        ("data", "import torchaudio", False),
         ("report", "import resbackbones.train as train", False),
         ("vision", "from resbackbones.vision import heads", True),
         ("vision", "from torchvision.transforms import v2", True),
@@ -203,7 +203,7 @@ def test_importing_the_library_costs_what_the_core_costs() -> None:
 def test_other_parts_load_on_first_use() -> None:
     run_python(
         "import sys, resbackbones as rb\n"
-        "for name in ('report', 'sources', 'train'):\n"
+        "for name in ('report', 'data', 'train'):\n"
         "    assert name in dir(rb) and name in rb.__all__\n"
         "    assert getattr(rb, name) is sys.modules['resbackbones.' + name]\n"
     )

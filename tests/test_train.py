@@ -26,8 +26,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
 
 from resbackbones import train as training
+from resbackbones.data import Items
 from resbackbones.errors import InputError
-from resbackbones.sources import Items
 from resbackbones.train import Diverged, Options, StillAtChance, evaluate, fit
 
 

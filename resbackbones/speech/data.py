@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from resbackbones.core.context import valid_mask
+from resbackbones.data import Items, Source, mixed_labels, read
 from resbackbones.errors import InputError
-from resbackbones.sources import Items, Source, mixed_labels, read
 from resbackbones.speech.frontend import FrontEnd, ResidualFeatureExtractor, resample
 
 FULL_SCALE = 32768  # of 16-bit samples

@@ -9,8 +9,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from resbackbones.core.context import valid_mask
+from resbackbones.data import Items, Source, read
 from resbackbones.errors import InputError
-from resbackbones.sources import Items, Source, read
 from resbackbones.text.tokenizer import NgramTokenizer
 
 CHUNK = 1000  # texts tokenized in one call

@@ -22,8 +22,8 @@ from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_utils import PILImageResampling, SizeDict
 from transformers.processing_utils import ImagesKwargs
 
+from resbackbones.data import Items, Source, mixed_labels, read
 from resbackbones.errors import InputError, nearest
-from resbackbones.sources import Items, Source, mixed_labels, read
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # PIL's modes by number of channels
 # What a call of the processor may change for its images, and what else it takes.

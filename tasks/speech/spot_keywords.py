@@ -23,8 +23,8 @@ import torch
 from resbackbones import train
 from resbackbones.core.ops import masked_mean
 from resbackbones.core.zoo import resolve
+from resbackbones.data import open_splits, speaker_leak
 from resbackbones.pretrained import class_scores
-from resbackbones.sources import open_splits, speaker_leak
 from resbackbones.speech import (
     AudioItems,
     Augment,

@@ -21,8 +21,8 @@ import torch
 
 from resbackbones import train
 from resbackbones.core.zoo import resolve
+from resbackbones.data import joined, open_splits
 from resbackbones.pretrained import class_scores
-from resbackbones.sources import joined, open_splits
 from resbackbones.text import (
     Embedding,
     Ngrams,

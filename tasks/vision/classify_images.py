@@ -23,8 +23,8 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from resbackbones import train
 from resbackbones.core.zoo import resolve
+from resbackbones.data import open_splits
 from resbackbones.pretrained import class_scores
-from resbackbones.sources import open_splits
 from resbackbones.vision import (
     Augment,
     ImageItems,

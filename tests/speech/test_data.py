@@ -13,8 +13,8 @@ import torch
 from datasets import Dataset
 from torch.nn.utils.rnn import pad_sequence
 
+from resbackbones.data import Source, open_dataset
 from resbackbones.errors import InputError
-from resbackbones.sources import Source, open_dataset
 from resbackbones.speech import (
     AudioItems,
     Augment,

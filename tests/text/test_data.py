@@ -4,8 +4,8 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Value
 
+from resbackbones.data import Source, open_dataset
 from resbackbones.errors import InputError
-from resbackbones.sources import Source, open_dataset
 from resbackbones.text import Ngrams, TextItems, train_tokenizer
 
 TEXTS = ["who wrote the book", "", "what is it", "a much longer text than the others are", "who?"]

@@ -12,7 +12,7 @@ import torch
 from transformers.image_utils import load_image
 
 import resbackbones as rb
-from resbackbones.sources import Source, open_dataset
+from resbackbones.data import Source, open_dataset
 from resbackbones.vision import Augment, ImageItems, ResidualImageProcessor
 from resbackbones.vision.data import augmented
 

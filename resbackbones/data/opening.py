@@ -1,10 +1,5 @@
 """Where data come from: anything labelled is opened by one call, and checked before work starts.
 
-    open_dataset(where)   one split: its rows, which column is what, the label names
-    open_splits(where)    train, validation and test; without a validation split, 10 % of train
-    read(source, decode)  every item decoded, the bad ones named
-    Items                 base of the wings' data sets: a whole batch in one call
-
 Images and audio stay encoded, `{"bytes", "path"}`, until `read` hands them to a decoder: no
 torchcodec, no FFmpeg.
 """
@@ -14,8 +9,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -23,8 +17,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
+from resbackbones.data.items import draws
 from resbackbones.errors import InputError, nearest
 
 if TYPE_CHECKING:
@@ -253,171 +247,6 @@ def speaker_leak(train: Source, other: Source) -> float | None:
     known = set(_values(train.dataset, train.columns["group"])) - {None}
     groups = _values(other.dataset, other.columns["group"])
     return sum(group in known for group in groups) / len(groups)
-
-
-# Items
-
-
-@dataclass(frozen=True)
-class Read:
-    """What `read` decoded: `items[i]` is row `rows[i]`; the rest is `skipped`, "name: reason"."""
-
-    items: list[Any]
-    rows: list[int]
-    skipped: list[str]
-
-
-def read(
-    source: Source,
-    decode: Callable[[Any], Any],
-    on_bad: str = "error",
-    workers: int | None = None,
-) -> Read:
-    """Decode every row's input, in threads; a progress bar shows when that takes a while.
-
-    Args:
-        decode: from `{"bytes", "path"}` (bytes None: they are in the file) or a string to an item.
-            Whatever it raises makes the item a bad one.
-        on_bad: "error" stops at the first bad item, "skip" lists it and goes on.
-        workers: threads; by default as many as torch uses.
-
-    Raises:
-        InputError: a bad item, its file or row named; or nothing but bad items.
-    """
-    if on_bad not in ("error", "skip"):
-        raise InputError(f"on_bad={on_bad!r} is not known; {nearest(on_bad, ('error', 'skip'))}")
-    from tqdm import tqdm
-
-    table = source.dataset.select_columns([source.columns["input"]]).with_format("arrow")
-    step = 32  # rows a task: enough to make its cost vanish, few enough to show progress
-
-    def work(start: int) -> list[tuple[Any, Exception | None]]:
-        done: list[tuple[Any, Exception | None]] = []
-        for value in table[start : start + step].column(0).to_pylist():
-            try:
-                if value is None or value == {"bytes": None, "path": None}:
-                    raise ValueError("it is empty")
-                done.append((decode(value), None))
-            except Exception as error:  # whatever a decoder makes of a broken file
-                done.append((None, error))
-        return done
-
-    found = Read([], [], [])
-    starts = range(0, len(source), step)
-    pool = ThreadPoolExecutor(workers or torch.get_num_threads())
-    try:
-        with tqdm(total=len(source), desc=f"reading {source.name}", unit="item", delay=2) as bar:
-            for start, done in zip(starts, pool.map(work, starts), strict=True):
-                for row, (item, error) in enumerate(done, start):
-                    if error is None:
-                        found.items.append(item)
-                        found.rows.append(row)
-                    elif on_bad == "skip":
-                        found.skipped.append(f"{source.row_name(row)}: {_reason(error)}")
-                    else:
-                        raise InputError(
-                            f"{source.row_name(row)} cannot be read ({_reason(error)}); repair or "
-                            "remove it, or skip bad items"
-                        ) from error
-                bar.update(len(done))
-    finally:
-        pool.shutdown(cancel_futures=True)
-    if not found.items:
-        raise InputError(
-            f"not one of the {len(source)} items of {source.name} can be read "
-            f"({found.skipped[0]}); check the input column and the files"
-        )
-    return found
-
-
-class Items(torch.utils.data.Dataset):
-    """Rows that become a whole batch in one call; base of the wings' data sets.
-
-    A subclass gives `__len__` and `__getitems__`, whose dict of tensors is ready for
-    `model(**batch)`. A `DataLoader` calls it by itself; `collate_fn=dict` leaves the batch as is.
-
-    Augmentation takes its randomness from `draws`, a pure function of (seed, epoch, row, position),
-    and never from a shared stream. So an item looks the same whatever the batch size, the order,
-    the worker or the process, and a run resumed in the middle of an epoch sees exactly what an
-    uninterrupted one sees: there is no stream whose place would have to be found again.
-
-    >>> class Noise(Items):
-    ...     def __len__(self):
-    ...         return 4
-    ...     def __getitems__(self, rows):
-    ...         return {"x": self.draws(rows, 2), "labels": torch.as_tensor(rows)}
-    >>> loader = torch.utils.data.DataLoader(Noise(), batch_size=2, collate_fn=dict)
-    >>> [tuple(batch["x"].shape) for batch in loader]
-    [(2, 2), (2, 2)]
-    """
-
-    def __init__(self, seed: int = 0) -> None:
-        self.seed = seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Draw anew from here on; called as an epoch starts."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        raise NotImplementedError
-
-    def __getitems__(self, rows: Sequence[int]) -> dict[str, Tensor]:
-        """A batch: tensors `(len(rows), …)` under the names of the model's inputs."""
-        raise NotImplementedError
-
-    def __getitem__(self, row: int) -> dict[str, Tensor]:
-        """One item: its tensors without the batch axis."""
-        return {name: value[0] for name, value in self.__getitems__([row]).items()}
-
-    def draws(self, rows: Sequence[int] | Tensor, count: int) -> Tensor:
-        """Uniform in [0, 1), float32 `(len(rows), count)`, of this seed and epoch; see `draws`."""
-        return draws(self.seed, self.epoch, rows, count)
-
-
-def mixed_labels(labels: Tensor, others: Tensor, share: Tensor, classes: int) -> Tensor:
-    """Labels of items that took a share of others (mixup, Zhang 2018): a share of each class, float
-    `(B, classes)`.
-
-    Args:
-        labels, others: int64 `(B,)`.
-        share: the others', `(B,)`.
-
-    >>> mixed_labels(torch.tensor([0, 1]), torch.tensor([2, 1]), torch.tensor([0.25, 0.5]), 3)
-    tensor([[0.7500, 0.0000, 0.2500],
-            [0.0000, 1.0000, 0.0000]])
-    """
-    own, other = (functional.one_hot(each, classes).float() for each in (labels, others))
-    return torch.lerp(own, other, share.unsqueeze(1))
-
-
-def draws(seed: int, epoch: int, rows: Sequence[int] | Tensor, count: int) -> Tensor:
-    """Uniform numbers in [0, 1), float32 `(len(rows), count)`, that depend on (seed, epoch, row,
-    position) alone and are the same on every machine.
-
-    A row gets the SplitMix64 stream (Steele, Lea and Flood 2014, "Fast splittable pseudorandom
-    number generators", figure 17) that starts at the hash, by the same generator, of the rest.
-
-    >>> draws(0, 0, [7], 2)
-    tensor([[0.4597, 0.3211]])
-    >>> draws(0, 0, [5, 6, 7], 1)[2]
-    tensor([0.4597])
-    """
-    state = np.zeros(1, np.uint64)
-    for value in (seed, epoch):
-        state = _splitmix(state, np.array([value % 2**64], np.uint64))
-    numbers = torch.as_tensor(rows, dtype=torch.int64).cpu().numpy().astype(np.uint64)
-    bits = _splitmix(_splitmix(state, numbers)[:, None], np.arange(count, dtype=np.uint64))
-    # The 24 bits that float32 holds exactly: nothing rounds up to 1.
-    return torch.from_numpy((bits >> np.uint64(40)).astype(np.float32)) * 2**-24
-
-
-def _splitmix(start: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """Output number `index` of the stream that starts at `start`, both uint64."""
-    bits = start + (index + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
-    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return bits ^ (bits >> np.uint64(31))
 
 
 # Opening

@@ -21,21 +21,21 @@ from datasets import Audio, ClassLabel, Dataset, DatasetDict, Image, Value
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resbackbones.errors import InputError
-from resbackbones.sources import (
-    HELD_OUT,
+from resbackbones.data import (
     Items,
     Source,
     Splits,
-    _splitmix,
     draws,
     open_dataset,
     open_splits,
     read,
     speaker_leak,
 )
+from resbackbones.data.items import _splitmix
+from resbackbones.data.opening import HELD_OUT
+from resbackbones.errors import InputError
 
-SHARED = Path(__file__).parents[2] / "shared" / "data"
+SHARED = Path(__file__).parents[3] / "shared" / "data"
 CLASS = ClassLabel(names=["no", "yes"])
 
 
@@ -714,7 +714,7 @@ def test_draws_are_uniform_and_unrelated() -> None:
 
 
 def test_importing_sources_is_light() -> None:
-    code = "import sys, resbackbones.sources; print(*sys.modules)"
+    code = "import sys, resbackbones.data; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = done.stdout.split()
     assert "torch" in loaded and not {"datasets", "pandas", "pyarrow"} & set(loaded)

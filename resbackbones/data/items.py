@@ -1,0 +1,98 @@
+"""`Items`: rows that become a whole batch in one call; `draws`: their randomness."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+class Items(torch.utils.data.Dataset):
+    """Rows that become a whole batch in one call; base of the wings' data sets.
+
+    A subclass gives `__len__` and `__getitems__`, whose dict of tensors is ready for
+    `model(**batch)`. A `DataLoader` calls it by itself; `collate_fn=dict` leaves the batch as is.
+
+    Augmentation takes its randomness from `draws`, a pure function of (seed, epoch, row, position),
+    and never from a shared stream. So an item looks the same whatever the batch size, the order,
+    the worker or the process, and a run resumed in the middle of an epoch sees exactly what an
+    uninterrupted one sees: there is no stream whose place would have to be found again.
+
+    >>> class Noise(Items):
+    ...     def __len__(self):
+    ...         return 4
+    ...     def __getitems__(self, rows):
+    ...         return {"x": self.draws(rows, 2), "labels": torch.as_tensor(rows)}
+    >>> loader = torch.utils.data.DataLoader(Noise(), batch_size=2, collate_fn=dict)
+    >>> [tuple(batch["x"].shape) for batch in loader]
+    [(2, 2), (2, 2)]
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw anew from here on; called as an epoch starts."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def __getitems__(self, rows: Sequence[int]) -> dict[str, Tensor]:
+        """A batch: tensors `(len(rows), …)` under the names of the model's inputs."""
+        raise NotImplementedError
+
+    def __getitem__(self, row: int) -> dict[str, Tensor]:
+        """One item: its tensors without the batch axis."""
+        return {name: value[0] for name, value in self.__getitems__([row]).items()}
+
+    def draws(self, rows: Sequence[int] | Tensor, count: int) -> Tensor:
+        """Uniform in [0, 1), float32 `(len(rows), count)`, of this seed and epoch; see `draws`."""
+        return draws(self.seed, self.epoch, rows, count)
+
+
+def mixed_labels(labels: Tensor, others: Tensor, share: Tensor, classes: int) -> Tensor:
+    """Labels of items that took a share of others (mixup, Zhang 2018): a share of each class, float
+    `(B, classes)`.
+
+    Args:
+        labels, others: int64 `(B,)`.
+        share: the others', `(B,)`.
+
+    >>> mixed_labels(torch.tensor([0, 1]), torch.tensor([2, 1]), torch.tensor([0.25, 0.5]), 3)
+    tensor([[0.7500, 0.0000, 0.2500],
+            [0.0000, 1.0000, 0.0000]])
+    """
+    own, other = (functional.one_hot(each, classes).float() for each in (labels, others))
+    return torch.lerp(own, other, share.unsqueeze(1))
+
+
+def draws(seed: int, epoch: int, rows: Sequence[int] | Tensor, count: int) -> Tensor:
+    """Uniform numbers in [0, 1), float32 `(len(rows), count)`, that depend on (seed, epoch, row,
+    position) alone and are the same on every machine.
+
+    A row gets the SplitMix64 stream (Steele, Lea and Flood 2014, "Fast splittable pseudorandom
+    number generators", figure 17) that starts at the hash, by the same generator, of the rest.
+
+    >>> draws(0, 0, [7], 2)
+    tensor([[0.4597, 0.3211]])
+    >>> draws(0, 0, [5, 6, 7], 1)[2]
+    tensor([0.4597])
+    """
+    state = np.zeros(1, np.uint64)
+    for value in (seed, epoch):
+        state = _splitmix(state, np.array([value % 2**64], np.uint64))
+    numbers = torch.as_tensor(rows, dtype=torch.int64).cpu().numpy().astype(np.uint64)
+    bits = _splitmix(_splitmix(state, numbers)[:, None], np.arange(count, dtype=np.uint64))
+    # The 24 bits that float32 holds exactly: nothing rounds up to 1.
+    return torch.from_numpy((bits >> np.uint64(40)).astype(np.float32)) * 2**-24
+
+
+def _splitmix(start: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """Output number `index` of the stream that starts at `start`, both uint64."""
+    bits = start + (index + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return bits ^ (bits >> np.uint64(31))
