@@ -1,7 +1,9 @@
 """resbackbones: one residual law for vision, speech and text.
 
-`import resbackbones as rb` costs what the core costs; `rb.train`, `rb.data` and `rb.report`
-load on first use, and `import resbackbones.vision` (or `.speech`, `.text`) brings in that wing.
+`import resbackbones as rb` costs what the core costs; the rest loads on first use: `rb.data`,
+`rb.report`, `rb.train`, and the wings `rb.vision`, `rb.speech` and `rb.text`. A wing registers its
+models with transformers' Auto classes as it loads, so a saved model needs `import
+resbackbones.vision` (or `.speech`, `.text`) before transformers can open it.
 """
 
 import importlib
@@ -26,7 +28,7 @@ from resbackbones.core.zoo import SPECS, backbone, with_output_stride
 from resbackbones.errors import InputError
 
 if TYPE_CHECKING:
-    from resbackbones import data, report, train
+    from resbackbones import data, report, speech, text, train, vision
 
 __version__ = "0.1.0"
 __all__ = [
@@ -53,10 +55,13 @@ __all__ = [
     "data",
     "diagnose",
     "report",
+    "speech",
+    "text",
     "train",
+    "vision",
     "with_output_stride",
 ]
-_LAZY = ("data", "report", "train")
+_LAZY = ("data", "report", "speech", "text", "train", "vision")
 
 
 def __getattr__(name: str) -> Any:
@@ -66,4 +71,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_LAZY])
+    return [*__all__, "__version__"]

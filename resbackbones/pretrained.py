@@ -9,32 +9,45 @@ read soft labels as many yes/no questions.
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
-import torch
-from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub import HfApi, ModelCard
+from huggingface_hub.errors import HfHubHTTPError, RemoteEntryNotFoundError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import cached_file
-from transformers.utils.hub import create_and_tag_model_card
 
 from resbackbones.core.backbone import Backbone
 from resbackbones.core.heads import Classifier, Head
 from resbackbones.core.spec import BackboneSpec
 from resbackbones.core.zoo import resolve
 from resbackbones.errors import InputError
-
-if TYPE_CHECKING:
-    import numpy as np
+from resbackbones.metrics import Confusion, items
 
 # Options that say which files to load, and how and where to upload them.
 LOADING = "revision token cache_dir subfolder local_files_only force_download proxies".split()
 UPLOADING = "repo_id revision token private commit_message commit_description create_pr".split()
 # The last are those of the library that speaks HTTP, as when there is no connection.
 HUB_ERRORS: tuple[type[Exception], ...] = (OSError, *HfHubHTTPError.__bases__)
+
+CARD = """---
+library_name: transformers
+tags:
+- resbackbones
+---
+# {repo_id}
+
+```python
+from {wing} import {name}
+
+model = {name}.from_pretrained("{repo_id}")
+model.processor  # makes the model's input
+```
+
+transformers' own pipelines and Auto classes open it as well, after `import {wing}`.
+"""
 
 
 class ResidualConfig(PreTrainedConfig):
@@ -153,14 +166,31 @@ class ResidualPreTrainedModel(PreTrainedModel):
             repo_id = (
                 HfApi().create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
             )
-            card = create_and_tag_model_card(repo_id, self.model_tags, token=token)  # type: ignore[arg-type]
-            card.save(folder / "README.md")
+            self._card(repo_id, token).save(folder / "README.md")
             self._upload_modified_files(folder, repo_id, before, token=token, **commit)
         except HUB_ERRORS as error:
             raise InputError(
                 f"the model is saved in {folder}, but the hub did not take it for {repo_id} (its "
                 f"answer: {_first_line(error)}); give a repo_id and a token that may write there"
             ) from error
+
+    def _card(self, repo_id: str, token: str | bool | None) -> ModelCard:
+        """The repository's own card, or a new one that says what opens the model."""
+        try:
+            card = ModelCard.load(repo_id, token=token)  # type: ignore[arg-type]
+        except RemoteEntryNotFoundError:
+            wing = type(self).config_class.__module__.rpartition(".")[0]
+            card = ModelCard(CARD.format(name=type(self).__name__, repo_id=repo_id, wing=wing))
+        tags = card.data.tags or []
+        card.data.tags = list(dict.fromkeys([*tags, *(self.model_tags or ())]))
+        return card
+
+    def check_processor(self, processor: Any) -> None:
+        """Refuse a processor that makes what this model does not take; each model knows what.
+
+        Raises:
+            InputError: say in a sentence what the processor makes and what the model takes.
+        """
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
@@ -184,8 +214,9 @@ class ResidualPreTrainedModel(PreTrainedModel):
                 (`revision`, `subfolder`, …) count for the processor too.
 
         Raises:
-            InputError: no such folder, a checkpoint of another shape or with weights missing, or
-                one that is a pickle.
+            InputError: no such folder, a checkpoint of another shape, with weights missing or that
+                are no numbers, one that is a pickle, or a processor that is damaged or another
+                model's.
         """
         where = pretrained_model_name_or_path
         if use_safetensors is False:
@@ -218,23 +249,40 @@ class ResidualPreTrainedModel(PreTrainedModel):
             raise InputError(_mismatch(where, info, refused))
         if drawn:
             model.head.reset_parameters()
+        broken = [name for name, value in model.state_dict().items() if not _is_finite(value)]
+        if broken:
+            more = f" (and {len(broken) - 1} more)" if len(broken) > 1 else ""
+            raise InputError(
+                f"the checkpoint {where} holds NaN or infinity in {broken[0]}{more}; load one that "
+                "was saved before its training went astray"
+            )
         for parameter in model.parameters():
             # Inside the file addresses are not aligned, and by that the order changes in which a
             # processor adds up, and the last bits with it.
             parameter.data = parameter.data.clone()
         where_from = {name: options[name] for name in LOADING if name in options}
         model.processor = cls._load_processor(where, **where_from)
+        if model.processor is not None:
+            model.check_processor(model.processor)
         return (model, info) if output_loading_info else model
 
     @classmethod
     def _load_processor(cls, where: str | os.PathLike[str], **options: Any) -> Any:
-        found = cls.processor_class is not None and cached_file(
-            os.fspath(where),
-            cls.processor_file,
-            _raise_exceptions_for_missing_entries=False,
-            **options,
-        )
-        return cls.processor_class.from_pretrained(where, **options) if found else None
+        try:
+            found = cls.processor_class is not None and cached_file(
+                os.fspath(where),
+                cls.processor_file,
+                _raise_exceptions_for_missing_entries=False,
+                **options,
+            )
+            return cls.processor_class.from_pretrained(where, **options) if found else None
+        except MemoryError:
+            raise
+        except Exception as error:  # a damaged file raises anything, the bare class included
+            raise InputError(
+                f"cannot load the processor of {where} ({type(error).__name__}: "
+                f"{_first_line(error)}); its files are damaged or incomplete, save the model anew"
+            ) from error
 
 
 class ResidualClassifier(ResidualPreTrainedModel):
@@ -274,26 +322,14 @@ class ResidualClassifier(ResidualPreTrainedModel):
         smoothing = self.label_smoothing if self.training else 0.0
         return functional.cross_entropy(logits, labels, label_smoothing=smoothing)
 
-    @staticmethod
-    def compute_metrics(logits: "np.ndarray", labels: "np.ndarray") -> dict[str, float]:
-        """Accuracy and macro F1 (shares of one) and mean cross-entropy (nats).
+    def metric(self) -> Confusion:
+        """What this model is evaluated by: accuracy, macro F1, calibration, loss."""
+        names = list((self.config.id2label or {}).values())
+        return Confusion(len(names), names)
 
-        Args:
-            logits: `(N, K)`.
-            labels: `(N,)`.
-        """
-        loss = functional.cross_entropy(torch.as_tensor(logits), torch.as_tensor(labels))
-        return {**class_scores(labels, logits.argmax(-1)), "loss": loss.item()}
-
-
-def class_scores(expected: "np.ndarray", predicted: "np.ndarray") -> dict[str, float]:
-    """Accuracy and macro F1 (shares of one) of predicted classes `(N,)`."""
-    from sklearn.metrics import accuracy_score, f1_score
-
-    return {
-        "accuracy": float(accuracy_score(expected, predicted)),
-        "macro_f1": float(f1_score(expected, predicted, average="macro", zero_division=0)),
-    }
+    def weight(self, batch: Mapping[str, Any]) -> int:
+        """What the loss is a mean over: the batch's items."""
+        return items(batch)
 
 
 def classifier_options(
@@ -308,10 +344,18 @@ def classifier_options(
     Raises:
         InputError: no or contradicting classes, an unknown spec, field or head option.
     """
+    spec = resolve(name_or_spec, **spec_changes)
+    if num_labels is not None and (not isinstance(num_labels, int) or isinstance(num_labels, bool)):
+        raise InputError(f"num_labels={num_labels!r} is no count; give a whole number, as 10")
     if labels is None:
         if num_labels is None:
             raise InputError("a classifier needs its classes; give num_labels=, or labels= by name")
         labels = [f"LABEL_{number}" for number in range(num_labels)]
+    elif isinstance(labels, str) or not isinstance(labels, Sequence):
+        raise InputError(f"labels={labels!r} are no names; list them, or give num_labels= a number")
+    for label in labels:
+        if not isinstance(label, str):
+            raise InputError(f"the label {label!r} is no name; give each class a string")
     if num_labels is not None and num_labels != len(labels):
         raise InputError(
             f"num_labels={num_labels} contradicts labels, which are {len(labels)}; give one of them"
@@ -322,11 +366,15 @@ def classifier_options(
         twice = next(label for label in labels if list(labels).count(label) > 1)
         raise InputError(f"the label {twice!r} occurs twice; give each class a name of its own")
     return {
-        "spec": resolve(name_or_spec, **spec_changes).to_dict(),
+        "spec": spec.to_dict(),
         "head": Head.of(head).to_dict(),
         "id2label": dict(enumerate(labels)),
         "label2id": {label: number for number, label in enumerate(labels)},
     }
+
+
+def _is_finite(value: Tensor) -> bool:
+    return not value.is_floating_point() or bool(value.isfinite().all())
 
 
 def _first_line(error: Exception) -> str:
@@ -385,6 +433,5 @@ __all__: Sequence[str] = (
     "ResidualClassifier",
     "ResidualConfig",
     "ResidualPreTrainedModel",
-    "class_scores",
     "classifier_options",
 )

@@ -29,7 +29,7 @@ from tqdm import tqdm
 import resbackbones as rb
 from resbackbones import report
 from resbackbones.errors import InputError, nearest
-from tasks._run import run
+from tasks._running import run
 from tasks._speed_peers import PEERS, copy_weights
 
 Step = Literal["evaluation", "training"]

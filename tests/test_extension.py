@@ -1,10 +1,12 @@
-"""Branches, parts and a spec of one's own, from outside the package: all promises hold for them."""
+"""Branches, parts, a spec and targets of one's own, from outside the package: all promises hold."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 import torch
+from datasets import Dataset, DatasetDict
 from torch import Tensor, nn
 
 import resbackbones as rb
@@ -12,6 +14,7 @@ from resbackbones.core.blocks import Convolution
 from resbackbones.core.context import Context
 from resbackbones.core.layers import NormActivation
 from resbackbones.core.ops import masked_mean
+from resbackbones.data import Column, Items, Source, Target, open_dataset, open_splits
 from resbackbones.speech import ResidualForAudioClassification
 from resbackbones.vision import ResidualForImageClassification
 
@@ -200,3 +203,85 @@ def test_it_builds_saves_and_loads(dims: int, tmp_path: Path) -> None:
     x = torch.randn(2, 4, *(20,) * dims)
     assert torch.equal(model(x).logits, loaded(x).logits)
     assert masked_mean(model.backbone(x)[-1]).shape == (2, 32)
+
+
+@dataclass(frozen=True)
+class Score(Target):
+    """A number from 0 to 10, held out in proportion to low and high ones."""
+
+    role: ClassVar[str] = "score"
+    usual: ClassVar[tuple[str, ...]] = ("score", "rating")
+
+    def faults(self, column: Column) -> dict[int, str]:
+        return {
+            row: f"has the score {cell}, which is not from 0 to 10"
+            for row, cell in enumerate(column.cells)
+            if cell is None or not 0 <= cell <= 10
+        }
+
+    def values(self, column: Column) -> Tensor:
+        return torch.tensor(column.cells, dtype=torch.float32)
+
+    def strata(self, values: Tensor) -> Tensor:
+        return (values > 5).long()
+
+    def describe(self, values: Tensor) -> str:
+        return f"scores around {values.mean():.1f}"
+
+
+@dataclass(frozen=True)
+class Boxes(Target):
+    """Rectangles, any number per item: no kinds, so groups or a hash decide."""
+
+    role: ClassVar[str] = "boxes"
+
+    def values(self, column: Column) -> list[Tensor]:
+        return [torch.tensor(cell).reshape(-1, 4) for cell in column.cells]
+
+
+class Scored(Items):
+    def __init__(self, source: Source) -> None:
+        super().__init__()
+        self.source, self.labels = source, source.targets()
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitems__(self, rows: Any) -> dict[str, Tensor]:
+        return {"labels": self.labels[torch.as_tensor(rows)]}
+
+
+def test_a_target_of_ones_own() -> None:
+    rows = {"text": [f"item {i}" for i in range(40)], "Rating": [1.5, 9.0, 2, 3] * 10}
+    train = Dataset.from_dict(rows)
+    splits = open_splits(DatasetDict(train=train, test=train.select([0, 1])), target=Score())
+    assert splits.train.columns == {"input": "text", "score": "Rating"}
+    assert (splits.validation.targets() > 5).sum() == 1 and len(splits.validation) == 4
+    assert "; scores around 3.9" in splits.found()
+    items = Scored(splits.train)
+    assert items[0]["labels"].item() == splits.train.targets()[0]
+    assert items.fingerprint() != Scored(splits.train.select(range(35, -1, -1))).fingerprint()
+
+    bad = Dataset.from_dict({**rows, "Rating": [1.5, 9.0, 12.0, None] + [2.0, 9.0] * 18})
+    message = r"row 3 of .* has the score 12.0, which is not from 0 to 10 \(and 1 more\)"
+    with pytest.raises(rb.InputError, match=message):
+        open_dataset(bad, target=Score())
+    assert len(open_splits(bad, target=Score(), on_bad="skip").skipped) == 2
+    lonely = Dataset.from_dict({**rows, "Rating": [1.0] * 39 + [9.0]})
+    with pytest.raises(rb.InputError, match=r"row 40 of .* is the only one of the kind 1, and"):
+        open_splits(lonely, target=Score())
+
+
+def test_a_target_without_kinds() -> None:
+    boxes = [[[0.0, 0.0, i, i]] * (i % 3) for i in range(40)]
+    table = Dataset.from_dict({"text": [f"item {i}" for i in range(40)], "boxes": boxes})
+    with pytest.raises(rb.InputError, match="no boxes column"):
+        open_dataset(table, target=Boxes())
+    told = {"boxes": "boxes"}
+    splits = open_splits(table, told, Boxes())
+    assert [len(each) for each in splits.validation.targets()] == [
+        row % 3 for row in splits.held_out
+    ]
+    grouped = table.add_column("speaker", [f"s{i % 10}" for i in range(40)])
+    held = open_splits(grouped, told, Boxes()).held_out
+    assert held and {row % 10 for row in held} == {held[0] % 10} and len(held) == 4

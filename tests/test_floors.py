@@ -19,17 +19,19 @@ WINGS = {"vision", "speech", "text"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "core": {"errors"},
+    "metrics": CORE,
     "report": CORE,
-    "pretrained": CORE,
+    "pretrained": CORE | {"metrics"},
     "data": CORE,
-    **dict.fromkeys(WINGS, CORE | {"pretrained", "data"}),
-    "train": CORE | WINGS | {"pretrained", "data", "report"},
+    **dict.fromkeys(WINGS, CORE | {"pretrained", "data", "metrics"}),
+    "train": CORE | WINGS | {"pretrained", "data", "metrics", "report"},
 }
 # Packages that only some parts may import; one that no part may is for `tasks` alone.
 ONLY_IN = {
     "torchvision": {"vision"},
     "torchaudio": {"speech"},
     "espeakng_loader": set(),  # GPL
+    "accelerate": set(),  # training is explicit
     "tasks": set(),
 }
 HEAVY = (
@@ -145,8 +147,9 @@ def test_the_floors_have_no_circle() -> None:
         ("speech", "from ..text import data", False),
         ("speech", "from . import frontend", False),
         ("train", "from resbackbones.vision import models", True),
-        ("train", "from tasks._run import run", False),
+        ("train", "from tasks._running import run", False),
         ("train", "import espeakng_loader", False),
+        ("train", "from accelerate import Accelerator", False),
     ],
 )
 def test_the_rule_itself(part: str, line: str, allowed: bool) -> None:
@@ -203,10 +206,15 @@ def test_importing_the_library_costs_what_the_core_costs() -> None:
 def test_other_parts_load_on_first_use() -> None:
     run_python(
         "import sys, resbackbones as rb\n"
-        "for name in ('report', 'data', 'train'):\n"
+        "for name in ('report', 'data', 'train', 'vision', 'speech', 'text'):\n"
         "    assert name in dir(rb) and name in rb.__all__\n"
         "    assert getattr(rb, name) is sys.modules['resbackbones.' + name]\n"
     )
+
+
+def test_public_names_alone_are_shown() -> None:
+    assert dir(rb) == sorted([*rb.__all__, "__version__"])
+    assert all(hasattr(rb, name) for name in dir(rb))
 
 
 def test_unknown_attributes_are_refused() -> None:

@@ -11,12 +11,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub
-import numpy as np
 import pytest
 import safetensors
 import torch
 import transformers
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, RemoteEntryNotFoundError
 from torch.nn import functional
 
 import resbackbones as rb
@@ -158,12 +157,16 @@ def test_label_smoothing_is_for_training_alone() -> None:
     assert model.loss(logits, None) is None
 
 
-def test_metrics() -> None:
-    logits = np.log(np.array([[0.7, 0.2, 0.1], [0.2, 0.5, 0.3], [0.4, 0.5, 0.1]]))
-    found = ResidualForImageClassification.compute_metrics(logits, np.array([0, 1, 2]))
-    assert found["accuracy"] == pytest.approx(2 / 3)
-    assert found["macro_f1"] == pytest.approx((1 + 2 / 3 + 0) / 3)
-    assert found["loss"] == pytest.approx(-np.log([0.7, 0.5, 0.1]).mean())
+def test_a_classifier_is_evaluated_by_its_confusion() -> None:
+    model, labels = small(), torch.tensor([0, 1, 2, 1])
+    metric = model.metric()
+    output = model(torch.randn(4, 3, 8, 8), labels)
+    metric.update(output, {"labels": labels})
+    accuracy = (output.logits.argmax(1) == labels).float().mean().item()
+    assert metric.compute()["accuracy"] == pytest.approx(accuracy)
+    assert metric.compute()["loss"] == pytest.approx(output.loss.item(), abs=1e-5)
+    assert list(metric.per_class()) == list(model.config.id2label.values())
+    assert model.weight({"pixel_values": torch.zeros(4, 3, 8, 8)}) == 4
 
 
 @pytest.mark.parametrize("pooling", ["mean", "max", "mean_max"])
@@ -248,8 +251,15 @@ def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 class Hub:
     """Stands in for the hub: keeps what is asked of it."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, fault: Exception | None = None) -> None:
-        self.fault = fault
+    response: Any = SimpleNamespace(headers={}, request=None)
+
+    def __init__(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        fault: Exception | None = None,
+        card: str | None = "---\ntags: []\n---\n",
+    ) -> None:
+        self.fault, self.card = fault, card
         self.repos: list[tuple] = []
         self.branches: list[tuple] = []
         self.commits: list[dict] = []
@@ -257,8 +267,12 @@ class Hub:
         monkeypatch.setattr(api, "create_repo", lambda _, name, **options: self.repo(name, options))
         monkeypatch.setattr(api, "create_branch", lambda _, **o: self.branches.append(o["branch"]))
         monkeypatch.setattr(api, "create_commit", lambda _, **options: self.commits.append(options))
-        card = huggingface_hub.ModelCard("---\ntags: []\n---\n")
-        monkeypatch.setattr("transformers.utils.hub.ModelCard.load", lambda *_, **__: card)
+        monkeypatch.setattr(huggingface_hub.ModelCard, "load", lambda *_, **__: self.load())
+
+    def load(self) -> huggingface_hub.ModelCard:
+        if self.card is None:
+            raise RemoteEntryNotFoundError("404", response=self.response)
+        return huggingface_hub.ModelCard(self.card)
 
     def repo(self, name: str, options: dict) -> SimpleNamespace:
         if self.fault:
@@ -287,6 +301,28 @@ def test_a_push_holds_the_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     small().save_pretrained(tmp_path / "other", push_to_hub=True, is_main_process=False)
     small().save_pretrained(tmp_path / "other", repo_id="unused")
     assert len(hub.commits) == 1
+
+
+def test_a_card_says_what_opens_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Hub(monkeypatch, card=None)
+    model = small()
+    model.add_model_tags("mine")
+    model.save_pretrained(tmp_path, push_to_hub=True, repo_id="pets")
+    card = huggingface_hub.ModelCard((tmp_path / "README.md").read_text())
+    assert card.data.library_name == "transformers"
+    assert card.data.tags == ["resbackbones", "mine"]
+    assert "after `import resbackbones.vision`" in card.text
+    code = card.text.split("```python\n")[1].split("```")[0]
+    model.save_pretrained(tmp_path / "me" / "pets")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert type(names["model"]) is type(model)
+    # A card that is there stays, tags apart.
+    Hub(monkeypatch, card="---\ntags: [old]\n---\nOurs.\n")
+    model.save_pretrained(tmp_path, push_to_hub=True, repo_id="pets")
+    card = huggingface_hub.ModelCard((tmp_path / "README.md").read_text())
+    assert card.text.strip() == "Ours." and card.data.tags == ["old", "mine"]
 
 
 def test_what_the_hub_answers_is_told_as_such(
@@ -342,6 +378,47 @@ def test_a_subfolder_is_checked_and_loaded(tmp_path: Path) -> None:
         type(model).from_pretrained(tmp_path, subfolder="sub")
 
 
+def test_weights_that_are_no_numbers_are_refused(saved: Path) -> None:
+    model = small()
+    for value in (float("nan"), float("inf")):
+        with torch.no_grad():
+            model.head.linear.weight[1, 2] = value
+            model.head.linear.bias[0] = value
+        model.save_pretrained(saved)
+        with pytest.raises(rb.InputError, match=r"infinity in head\.linear\.weight \(and 1 more\)"):
+            ResidualForImageClassification.from_pretrained(saved)
+    loaded = ResidualForImageClassification.from_pretrained(
+        saved, num_labels=5, ignore_mismatched_sizes=True
+    )  # the head, which was broken, is drawn anew
+    assert loaded.head.linear.weight.isfinite().all()
+
+
+def test_a_processor_of_another_model_is_refused(tmp_path: Path) -> None:
+    model = ResidualForAudioClassification.build("tc_resnet8", labels=LABELS)
+    model.save_pretrained(tmp_path)
+    other = ResidualForAudioClassification.build("tc_resnet8", labels=LABELS, in_channels=64)
+    other.processor.save_pretrained(tmp_path)
+    with pytest.raises(rb.InputError, match=r"makes 64 features .* takes 40"):
+        ResidualForAudioClassification.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"null", b"\xff\xfe"], ids=repr)
+@pytest.mark.parametrize("wing", ["vision", "text"])
+def test_a_damaged_processor_is_told(wing: str, damage: bytes, tmp_path: Path) -> None:
+    model: Any
+    if wing == "vision":
+        model, file = small(), "preprocessor_config.json"
+    else:
+        tokenizer = train_tokenizer(["who is it", "what is it"], "word")
+        spec = rb.BackboneSpec((rb.Stage(8, 1),), dims=1, in_channels=8)
+        model = ResidualForSequenceClassification.build(spec, labels=LABELS, processor=tokenizer)
+        file = "tokenizer.json"
+    model.save_pretrained(tmp_path)
+    (tmp_path / file).write_bytes(damage)
+    with pytest.raises(rb.InputError, match=r"cannot load the processor of .* damaged"):
+        type(model).from_pretrained(tmp_path)
+
+
 def test_weights_are_read_from_safetensors_only(saved: Path) -> None:
     load = ResidualForImageClassification.from_pretrained
     assert load(saved, use_safetensors=True) and load(saved, use_safetensors=None)
@@ -355,6 +432,13 @@ def test_weights_are_read_from_safetensors_only(saved: Path) -> None:
         ({}, "give num_labels=, or labels="),
         ({"num_labels": 1}, "1 class cannot be told apart"),
         ({"num_labels": 3, "labels": ["a", "b"]}, "num_labels=3 contradicts labels"),
+        ({"labels": 10}, "labels=10 are no names; list them, or give num_labels= a number"),
+        ({"labels": "abc"}, "labels='abc' are no names"),
+        ({"labels": [1, 2]}, "the label 1 is no name"),
+        ({"num_labels": "ten"}, "num_labels='ten' is no count"),
+        ({"num_labels": 2.0}, r"num_labels=2\.0 is no count"),
+        ({"num_labels": 2, "head": "max"}, "'max' is no head; give its fields"),
+        ({"num_labels": 2, "stages": [{"channels": 8}]}, r"BackboneSpec\.from_dict"),
         ({"labels": ["a", "b", "a"]}, "'a' occurs twice"),
         ({"num_labels": 2, "dims": 1}, "needs a spec with dims=2"),
         ({"num_labels": 2, "skipp": "none"}, "did you mean 'skip'"),

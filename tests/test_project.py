@@ -11,7 +11,7 @@ import pytest
 from hatchling.builders.wheel import WheelBuilder
 
 import resbackbones as rb
-from resbackbones.report import BEGIN, END
+from resbackbones.report import TABLES, markers
 
 ROOT = Path(__file__).parent.parent
 
@@ -76,14 +76,14 @@ def test_the_readme_examples_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     examples = re.findall(r"```python\n(.*?)```", read("README.md"), re.DOTALL)
-    assert len(examples) == 5  # two of the core, and one per wing
+    assert len(examples) == 6  # two of the core, one per wing, one of training
     for example in examples:
         exec(compile(example, "README.md", "exec"), {})
     assert "in the first block" in capsys.readouterr().out
 
 
 def test_the_readme_has_a_place_for_results() -> None:
-    assert read("README.md").count(BEGIN) == read("README.md").count(END) == 1
+    assert all(read("README.md").count(mark) == 1 for name in TABLES for mark in markers(name))
 
 
 def test_nightly_runs_both_ends_of_the_torch_pin() -> None:

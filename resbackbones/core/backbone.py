@@ -99,7 +99,7 @@ class Backbone(nn.Module):
             stands past it is 0.
 
         Raises:
-            InputError: x of another shape or type, or lengths that do not fit it.
+            InputError: x of another shape or type than the net's, or lengths that do not fit it.
         """
         self._check(x)
         return self._features(x, Context.of(x, lengths))
@@ -116,6 +116,14 @@ class Backbone(nn.Module):
             raise InputError(
                 f"the input holds {x.dtype}, but {takes} of floating-point numbers; convert it "
                 "with .float(), and bring pixels of 0 to 255 to a range around 0"
+            )
+        weights = next((p.dtype for p in self.parameters() if p.ndim == 4), x.dtype)
+        # Autocast brings the types together, but leaves double precision alone.
+        cast = torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64
+        if x.dtype != weights and not cast:
+            raise InputError(
+                f"the input holds {x.dtype}, but the weights of this backbone are {weights}; "
+                f"convert it with .to({weights}), or the model with .to({x.dtype})"
             )
 
     def _features(self, x: Tensor, context: Context) -> tuple[Tensor, ...]:

@@ -47,8 +47,16 @@ class Context:
         """
         if lengths is None:
             return WHOLE
-        lengths = torch.as_tensor(lengths)
-        if lengths.shape != x.shape[:1] or lengths.is_floating_point():
+        if not isinstance(lengths, Tensor):
+            try:
+                lengths = torch.as_tensor(lengths)
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise InputError(
+                    f"lengths={lengths!r:.60} are no numbers; give one whole number per item, "
+                    f"shape ({x.shape[0]},)"
+                ) from error
+        whole = not lengths.is_floating_point() and lengths.dtype != torch.bool
+        if lengths.shape != x.shape[:1] or not whole:
             raise InputError(
                 f"lengths has shape {tuple(lengths.shape)} and {lengths.dtype}, but a batch of "
                 f"{x.shape[0]} needs one whole number per item, shape ({x.shape[0]},)"

@@ -50,6 +50,10 @@ class Head:
         """A head from its fields; None gives the defaults."""
         if isinstance(options, Head):
             return options
+        if not isinstance(options, Mapping | None):
+            raise InputError(
+                f"{options!r} is no head; give its fields, as head={{'pooling': 'max'}}"
+            )
         return from_fields(cls, options or {})
 
     def to_dict(self) -> dict[str, Any]:

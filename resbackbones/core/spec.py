@@ -168,7 +168,10 @@ class BackboneSpec:
             given = getattr(self, name)
             # A list is welcome, but a frozen spec keeps tuples.
             if not isinstance(given, list | tuple) or not all(isinstance(g, kind) for g in given):
-                raise InputError(f"{name}={given!r} is no sequence of {kind.__name__}; give one")
+                raise InputError(
+                    f"{name}={given!r} is no sequence of {kind.__name__}; give one, or the fields "
+                    "of a whole spec to BackboneSpec.from_dict"
+                )
             object.__setattr__(self, name, tuple(given))
         if not self.stages:
             raise InputError("stages is empty; a backbone needs at least one Stage")

@@ -182,6 +182,23 @@ SPECS: dict[str, BackboneSpec] = {
 }
 
 
+# Words of timm and torchvision, and what to say here instead.
+FOREIGN = {
+    "num_classes": "say num_labels= to a model's build; a backbone has no classes",
+    "in_chans": "say in_channels=",
+    "pretrained": "leave it out: nothing is downloaded, and from_pretrained opens a saved model",
+    "weights": "leave it out: nothing is downloaded, and from_pretrained opens a saved model",
+    "features_only": "leave it out: a backbone always gives one feature per stage",
+    "out_indices": "leave it out, and choose among the features: net(x)[1], one per stage",
+    "output_stride": "make the spec with rb.with_output_stride(spec, 16)",
+    "drop_path_rate": "say drop_path=",
+    "drop_rate": "say dropout= in the branches, or head={'dropout': …} before the classes",
+    "norm_layer": "say norm=, as norm='group'",
+    "act_layer": "say activation=, as activation='gelu'",
+    "global_pool": "say head={'pooling': …}",
+}
+
+
 def resolve(name_or_spec: str | BackboneSpec, **changes: Any) -> BackboneSpec:
     """Look a spec up by name and replace fields in it.
 
@@ -193,10 +210,18 @@ def resolve(name_or_spec: str | BackboneSpec, **changes: Any) -> BackboneSpec:
     """
     if isinstance(name_or_spec, BackboneSpec):
         spec = name_or_spec
-    elif isinstance(name_or_spec, str) and name_or_spec in SPECS:
+    elif not isinstance(name_or_spec, str):
+        raise InputError(
+            f"a {type(name_or_spec).__name__} is no spec; give one name in SPECS, or one "
+            "BackboneSpec (BackboneSpec.from_dict makes it of a dict)"
+        )
+    elif name_or_spec in SPECS:
         spec = SPECS[name_or_spec]
     else:
-        raise InputError(f"no spec is called {name_or_spec!r}; {nearest(str(name_or_spec), SPECS)}")
+        raise InputError(f"no spec is called {name_or_spec!r}; {nearest(name_or_spec, SPECS)}")
+    for name in changes:
+        if name in FOREIGN:
+            raise InputError(f"{name}= is a word of timm or torchvision; {FOREIGN[name]}")
     check_names(BackboneSpec, changes)
     return replace(spec, **changes)
 

@@ -1,27 +1,39 @@
-"""Anything labelled becomes checked rows, and those become whole batches.
+"""Anything that can be opened becomes checked rows, and those become whole batches.
 
-open_dataset(where)   one split: its rows, which column is what, the label names
+open_dataset(where)   one split: its rows, which column is what, what is to be predicted
 open_splits(where)    train, validation and test; without a validation split, 10 % of train
+Classes, Transcripts, NoTarget   what is to be predicted; `Target` is the base of others
 read(source, decode)  every item decoded, the bad ones named
 Items                 base of the wings' data sets: a whole batch in one call
+Shuffled, Bucketed, InOrder   which rows make a batch: drawn, by length and budget, each once
+Stream(shards, …)     Parquet and tar files larger than memory, as whole batches
 """
 
+from resbackbones.data.batches import Batches, Bucketed, InOrder, Shuffled
+from resbackbones.data.columns import Source
 from resbackbones.data.items import Items, draws, mixed_labels
-from resbackbones.data.opening import (
-    Source,
-    Splits,
-    joined,
-    open_dataset,
-    open_splits,
-    speaker_leak,
-)
+from resbackbones.data.opening import open_dataset, open_splits
 from resbackbones.data.reading import Read, read
+from resbackbones.data.shards import BadSample, Stream
+from resbackbones.data.splits import Splits, joined, speaker_leak
+from resbackbones.data.targets import Classes, Column, NoTarget, Target, Transcripts
 
 __all__ = [
+    "BadSample",
+    "Batches",
+    "Bucketed",
+    "Classes",
+    "Column",
+    "InOrder",
     "Items",
+    "NoTarget",
     "Read",
+    "Shuffled",
     "Source",
     "Splits",
+    "Stream",
+    "Target",
+    "Transcripts",
     "draws",
     "joined",
     "mixed_labels",

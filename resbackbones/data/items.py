@@ -1,6 +1,7 @@
 """`Items`: rows that become a whole batch in one call; `draws`: their randomness."""
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -27,7 +28,14 @@ class Items(torch.utils.data.Dataset):
     >>> loader = torch.utils.data.DataLoader(Noise(), batch_size=2, collate_fn=dict)
     >>> [tuple(batch["x"].shape) for batch in loader]
     [(2, 2), (2, 2)]
+
+    Attributes:
+        seed, epoch: what `draws` starts from.
+        lengths: frames or tokens per item, int64 `(N,)` on the CPU, where items differ in them:
+            what batches of like length are made by.
     """
+
+    lengths: Tensor | None = None
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
@@ -51,6 +59,39 @@ class Items(torch.utils.data.Dataset):
     def draws(self, rows: Sequence[int] | Tensor, count: int) -> Tensor:
         """Uniform in [0, 1), float32 `(len(rows), count)`, of this seed and epoch; see `draws`."""
         return draws(self.seed, self.epoch, rows, count)
+
+    def fingerprint(self) -> str:
+        """What tells these items from others, the same on every machine: a run is continued with
+        items of the same fingerprint only."""
+        return fingerprint(self._parts())
+
+    def _parts(self) -> Iterator[bytes | str]:
+        """What the fingerprint is of; a subclass with more to tell yields it after these.
+
+        The augmentation is told by its repr, which therefore must not hold an address.
+        """
+        yield f"{type(self).__name__} {self.seed} {len(self)} {getattr(self, 'augment', None)!r}"
+        for values in (getattr(self, "labels", None), self.lengths):
+            if isinstance(values, Tensor):
+                yield f"{values.dtype} {tuple(values.shape)}"
+                yield values.detach().cpu().numpy().tobytes()
+            else:
+                yield repr(values)
+        source = getattr(self, "source", None)
+        yield "" if source is None else source.fingerprint()
+
+
+def fingerprint(parts: Iterable[bytes | str]) -> str:
+    """The sha256 of parts, none of which can pass for two.
+
+    >>> fingerprint(["ab", "c"])[:8], fingerprint(["a", "bc"])[:8]
+    ('43ee6555', '9a8acca1')
+    """
+    digest = hashlib.sha256()
+    for part in parts:
+        content = part.encode() if isinstance(part, str) else part
+        digest.update(len(content).to_bytes(8, "little") + content)
+    return digest.hexdigest()
 
 
 def mixed_labels(labels: Tensor, others: Tensor, share: Tensor, classes: int) -> Tensor:

@@ -2,9 +2,11 @@
 
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForAudioClassification
 
-from resbackbones.speech.data import AudioItems, Augment, Clips, decode, read_clips
+from resbackbones.speech.augment import Augment
+from resbackbones.speech.data import AudioItems
 from resbackbones.speech.frontend import FrontEnd, ResidualFeatureExtractor, resample
 from resbackbones.speech.models import ResidualForAudioClassification, ResidualSpeechConfig
+from resbackbones.speech.recordings import Clips, decode, read_clips
 
 AutoConfig.register(ResidualSpeechConfig.model_type, ResidualSpeechConfig)
 AutoFeatureExtractor.register(ResidualSpeechConfig, ResidualFeatureExtractor)

@@ -6,6 +6,7 @@ with constant tables inside a `PreTrainedModel` breaks `from_pretrained`.
 """
 
 import functools
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 import torchaudio
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import BatchFeature, SequenceFeatureExtractor
 
 from resbackbones.core.context import valid_mask
@@ -24,6 +26,10 @@ KINDS = ("log_mel", "mfcc")
 NORMALIZATIONS = ("none", "mean", "mean_std")
 FLOOR = 1e-6  # power of a mel band that counts as silence
 STEADY = 0.1  # a feature that varies less than this over a clip is not scaled up by "mean_std"
+CHANNELS = 8  # at most; an array of more is taken for a batch
+PIECE = 1 << 18  # samples resampled at a time
+# Whole numbers that samples come in: the value of silence, and of full scale above it.
+INTEGERS = {torch.uint8: (128, 2**7), torch.int16: (0, 2**15), torch.int32: (0, 2**31)}
 
 
 class FrontEnd(nn.Module):
@@ -175,14 +181,19 @@ class FrontEnd(nn.Module):
 class ResidualFeatureExtractor(SequenceFeatureExtractor):
     """Waveforms in, `input_features` `(B, F, T)` and `attention_mask` `(B, T)` out.
 
-    Arguments are those of `FrontEnd`, all plain numbers and strings, saved as JSON. Everything is
-    computed for the whole batch at once, on the device that the call names.
+    All arguments are plain numbers and strings, saved as JSON. Everything is computed for the whole
+    batch at once, on the device that the call names.
 
-    A transformers pipeline pads the middle axis of such features, so one with `batch_size` above 1
-    needs clips of one length; with the default of 1 lengths are free.
+    Args:
+        kind, feature_size, sampling_rate, n_mels, window, hop, f_min, f_max, normalize: as for
+            `FrontEnd`.
+        pad_to: seconds to which shorter clips are padded; the mask says so, and answers stay the
+            same. A transformers pipeline with `batch_size` above 1 can put together features of one
+            length only (it pads the middle axis): give it the length of the longest clip,
+            `pipeline.feature_extractor.pad_to = 2.5`.
 
     Raises:
-        InputError: as `FrontEnd`, or an argument it does not have.
+        InputError: as `FrontEnd`, a `pad_to` below 0, or an argument it does not have.
     """
 
     model_input_names = ["input_features", "attention_mask"]  # noqa: RUF012 (transformers' form)
@@ -198,6 +209,7 @@ class ResidualFeatureExtractor(SequenceFeatureExtractor):
         f_min: float = 20.0,
         f_max: float | None = None,
         normalize: str = "none",
+        pad_to: float = 0.0,
         **extra: Any,
     ) -> None:
         self.options = {
@@ -214,8 +226,12 @@ class ResidualFeatureExtractor(SequenceFeatureExtractor):
         for name in extra:  # transformers would keep a misspelt one as an attribute nobody reads
             if name not in ("feature_extractor_type", "processor_class", "auto_map"):
                 raise InputError(
-                    f"the feature extractor has no argument {name!r}; {nearest(name, self.options)}"
+                    f"the feature extractor has no argument {name!r}; "
+                    f"{nearest(name, [*self.options, 'pad_to'])}"
                 )
+        if not 0 <= pad_to < math.inf:
+            raise InputError(f"pad_to={pad_to!r} must be a number of seconds, 0 or more")
+        self.pad_to = pad_to
         super().__init__(feature_size, sampling_rate, padding_value=0.0)
         self.front_end = FrontEnd(**self.options)  # type: ignore[arg-type]
 
@@ -230,8 +246,10 @@ class ResidualFeatureExtractor(SequenceFeatureExtractor):
         """Extract features, padding a batch to its longest clip.
 
         Args:
-            raw_speech: one clip or a list of clips (float arrays or tensors `(samples,)`), or a
-                batch `(B, samples)` of clips of one length.
+            raw_speech: one clip or a list of clips, arrays or tensors of one channel, `(samples,)`,
+                or of several, `(samples, channels)` or `(channels, samples)`: the smaller axis is
+                the channels, whose mean is taken, as in training. Samples are real numbers from -1
+                to 1, or whole ones of 8 (unsigned), 16 or 32 bits, which are brought there.
             sampling_rate: of the clips; other than this extractor's own is refused, `resample`
                 them first.
             padding: True or "longest"; there is no other way to pad.
@@ -239,8 +257,8 @@ class ResidualFeatureExtractor(SequenceFeatureExtractor):
             device: where to compute; None means where the clips are.
 
         Raises:
-            InputError: another sampling rate or padding, or a clip that is empty, of several
-                channels, of whole numbers or not finite.
+            InputError: another sampling rate or padding, or a clip that is empty, of more than 8
+                channels, of other whole numbers or not finite.
         """
         if padding not in (True, "longest"):
             raise InputError(
@@ -256,6 +274,8 @@ class ResidualFeatureExtractor(SequenceFeatureExtractor):
                 f"resbackbones.speech.resample(clip, {sampling_rate}, {self.sampling_rate})"
             )
         waveforms, lengths = pad_clips(raw_speech)
+        missing = round(self.pad_to * self.sampling_rate) - waveforms.shape[1]
+        waveforms = functional.pad(waveforms, (0, max(0, missing)))
         waveforms = waveforms.to(device or waveforms.device)
         features, frames = self.front_end.to(waveforms.device)(waveforms, lengths)
         mask = valid_mask(frames, features.shape[-1]).to(torch.int64)
@@ -285,44 +305,54 @@ class ResidualFeatureExtractor(SequenceFeatureExtractor):
 
     def to_dict(self) -> dict[str, Any]:
         """The arguments, for JSON (transformers' own version drops `window`)."""
-        return {**self.options, "feature_extractor_type": type(self).__name__}
+        named = {"pad_to": self.pad_to, "feature_extractor_type": type(self).__name__}
+        return self.options | named
 
 
 def pad_clips(clips: Any) -> tuple[Tensor, Tensor]:
     """One clip or several as a batch `(B, samples)` padded with zeros, and their lengths `(B,)`.
 
     Raises:
-        InputError: no clip, or one that is empty, of several channels, of whole numbers or not
-            finite.
+        InputError: no clip, or one that is empty, of too many channels, of whole numbers of an
+            unknown range or not finite.
     """
     if isinstance(clips, np.ndarray | Tensor):
-        clips = [clips] if clips.ndim == 1 else list(clips)
+        clips = list(clips) if clips.ndim > 2 else [clips]
     elif len(clips) and np.ndim(clips[0]) == 0:
         clips = [clips]  # one clip as a list of numbers
     if not len(clips):
         raise InputError("there is no clip to extract features from; give one or more")
-    tensors = [torch.as_tensor(clip) for clip in clips]
-    for index, clip in enumerate(tensors):
-        if clip.ndim != 1:
-            raise InputError(
-                f"clip {index} has shape {tuple(clip.shape)}, but a clip is one channel, "
-                "(samples,); average the channels first"
-            )
-        if not len(clip):
-            raise InputError(f"clip {index} is empty; leave it out or record it again")
-        if not clip.is_floating_point():
-            raise InputError(
-                f"clip {index} holds whole numbers ({clip.dtype}), but samples run from -1 to 1; "
-                "divide 16-bit ones by 32768"
-            )
-        if not clip.isfinite().all():
-            raise InputError(f"clip {index} holds samples that are not finite; record it again")
-    lengths = torch.tensor([len(clip) for clip in tensors])
-    return nn.utils.rnn.pad_sequence([c.float() for c in tensors], batch_first=True), lengths
+    waveforms = [_one_channel(torch.as_tensor(clip), index) for index, clip in enumerate(clips)]
+    lengths = torch.tensor([len(waveform) for waveform in waveforms])
+    return nn.utils.rnn.pad_sequence(waveforms, batch_first=True), lengths
+
+
+def _one_channel(clip: Tensor, index: int) -> Tensor:
+    """A clip as float32 `(samples,)` from -1 to 1."""
+    if clip.ndim not in (1, 2) or (clip.ndim == 2 and min(clip.shape) > CHANNELS):
+        raise InputError(
+            f"clip {index} has shape {tuple(clip.shape)}, but a clip is (samples,) or has up to "
+            f"{CHANNELS} channels; give several clips as a list"
+        )
+    if not clip.numel():
+        raise InputError(f"clip {index} is empty; leave it out or record it again")
+    if clip.dtype in INTEGERS:
+        silence, full_scale = INTEGERS[clip.dtype]
+        clip = (clip.double() - silence) / full_scale
+    if not clip.is_floating_point():
+        raise InputError(
+            f"clip {index} holds whole numbers ({clip.dtype}) of an unknown range; give samples "
+            "from -1 to 1, or an int16 or int32 array"
+        )
+    if not clip.isfinite().all():
+        raise InputError(f"clip {index} holds samples that are not finite; record it again")
+    clip = clip.float()
+    return clip if clip.ndim == 1 else clip.mean(0 if clip.shape[0] < clip.shape[1] else 1)
 
 
 def resample(waveform: Any, rate: int, new_rate: int) -> Tensor:
-    """Bring a waveform `(..., samples)` from one sampling rate (Hz) to another.
+    """Bring a waveform `(..., samples)` from one sampling rate (Hz) to another, piece by piece:
+    next to what goes in and comes out, it needs the memory of a few seconds of sound.
 
     >>> resample(torch.zeros(8000), 8000, 16000).shape
     torch.Size([16000])
@@ -330,8 +360,24 @@ def resample(waveform: Any, rate: int, new_rate: int) -> Tensor:
     waveform = torch.as_tensor(waveform, dtype=torch.float32)
     if rate == new_rate:
         return waveform
+    # The filter bank grows with both terms of the ratio: 44,101 to 16,000 Hz would take gigabytes.
+    # No common pair of rates has terms above 1,000; for an odd one the pitch is off by a millionth.
+    ratio = Fraction(new_rate, rate).limit_denominator(1000)
+    up, down = ratio.numerator, ratio.denominator
+    if up == down:
+        return waveform
+    resampler, samples = _resampler(down, up), waveform.shape[-1]
+    step = max(1, PIECE // down) * down  # `down` samples become `up` of them, so places are whole
+    margin = math.ceil(resampler.width / down) * down
+    new = waveform.new_empty(*waveform.shape[:-1], -(-samples * up // down))
     with _without_autocast(waveform):
-        return _resampler(rate, new_rate)(waveform)
+        for start in range(0, samples, step):
+            before = min(margin, start)
+            piece = resampler(waveform[..., start - before : start + step + margin])
+            place = start * up // down
+            piece = piece[..., before * up // down :][..., : step * up // down]
+            new[..., place : place + piece.shape[-1]] = piece
+    return new
 
 
 def _without_autocast(x: Tensor) -> torch.autocast:
@@ -341,8 +387,5 @@ def _without_autocast(x: Tensor) -> torch.autocast:
 
 
 @functools.lru_cache(maxsize=16)  # the filter costs more to make than to apply to a short clip
-def _resampler(rate: int, new_rate: int) -> nn.Module:
-    # The filter bank grows with both terms of the ratio: 44,101 to 16,000 Hz would take gigabytes.
-    # No common pair of rates has terms above 1,000; for an odd one the pitch is off by a millionth.
-    ratio = Fraction(new_rate, rate).limit_denominator(1000)
-    return torchaudio.transforms.Resample(ratio.denominator, ratio.numerator)
+def _resampler(down: int, up: int) -> Any:
+    return torchaudio.transforms.Resample(down, up)

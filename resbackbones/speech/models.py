@@ -80,13 +80,19 @@ class ResidualForAudioClassification(ResidualClassifier):
         if processor is None:
             features = spec.in_channels if spec.dims == 1 else 40
             processor = ResidualFeatureExtractor(feature_size=features)
-        if spec.dims == 1 and processor.feature_size != spec.in_channels:
-            raise InputError(
-                f"the processor makes {processor.feature_size} features a frame, but the backbone "
-                f"takes {spec.in_channels}; build with in_channels={processor.feature_size}"
-            )
+        model.check_processor(processor)
         model.processor = processor
         return model
+
+    def check_processor(self, processor: ResidualFeatureExtractor) -> None:
+        """Refuse a processor of another number of features than a 1-D backbone has channels."""
+        spec = self.backbone.spec
+        if spec.dims == 1 and processor.feature_size != spec.in_channels:
+            raise InputError(
+                f"the processor makes {processor.feature_size} features per frame, but the "
+                f"backbone takes {spec.in_channels}; build with "
+                f"in_channels={processor.feature_size}"
+            )
 
     def forward(
         self,

@@ -8,10 +8,12 @@ from resbackbones.text.models import (
     ResidualForSequenceClassification,
     ResidualTextConfig,
 )
-from resbackbones.text.tokenizer import Ngrams, NgramTokenizer, train_tokenizer
+from resbackbones.text.tokenizer import Ngrams, NgramTokenizer, TextTokenizer, train_tokenizer
 
 AutoConfig.register(ResidualTextConfig.model_type, ResidualTextConfig)
-AutoTokenizer.register(ResidualTextConfig, fast_tokenizer_class=NgramTokenizer)
+# Each is found by its name; the last also where a folder names none.
+for _tokenizer in (NgramTokenizer, TextTokenizer):
+    AutoTokenizer.register(ResidualTextConfig, _tokenizer, exist_ok=True)
 AutoModelForSequenceClassification.register(ResidualTextConfig, ResidualForSequenceClassification)
 
 __all__ = [
@@ -21,5 +23,6 @@ __all__ = [
     "ResidualForSequenceClassification",
     "ResidualTextConfig",
     "TextItems",
+    "TextTokenizer",
     "train_tokenizer",
 ]

@@ -1,7 +1,7 @@
 """From texts to batches: tokenized once, padded batch by batch."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -10,7 +10,6 @@ from transformers import PreTrainedTokenizerFast
 
 from resbackbones.core.context import valid_mask
 from resbackbones.data import Items, Source, read
-from resbackbones.errors import InputError
 from resbackbones.text.tokenizer import NgramTokenizer
 
 CHUNK = 1000  # texts tokenized in one call
@@ -23,9 +22,8 @@ class TextItems(Items):
 
     Args:
         source: from `open_dataset` or `open_splits`.
-        tokenizer: the model's.
-        max_length: tokens of a text at most, the `[BOS]` included; the rest is cut off, with a
-            warning.
+        tokenizer: the model's. Texts are cut at its `model_max_length`, with a warning; the model
+            later reads as much, also in a pipeline.
         on_bad: "error" names the first row that is no text, "skip" leaves such rows out and lists
             them in `skipped`.
 
@@ -37,30 +35,29 @@ class TextItems(Items):
         truncated: how many texts were cut.
 
     Raises:
-        InputError: a row that is no text, or a max_length below 2.
+        InputError: a row that is no text.
     """
+
+    lengths: Tensor
 
     def __init__(
         self,
         source: Source,
         tokenizer: PreTrainedTokenizerFast,
-        max_length: int = 512,
         *,
         on_bad: Literal["error", "skip"] = "error",
     ) -> None:
         super().__init__()
-        if max_length < 2:
-            raise InputError(f"max_length={max_length} leaves no room for a text; use 2 or more")
         found = read(source, _text, on_bad)
         self.source, self.rows, self.skipped = source, found.rows, found.skipped
-        self.labels = source.label_ids()[found.rows]
+        self.labels = source.targets()[found.rows]
         self.truncated = 0
         ngrams = tokenizer.ngrams if isinstance(tokenizer, NgramTokenizer) else None
         distinct = {(tokenizer.pad_token_id, *ngrams.of_nothing): 0} if ngrams else {}
         tokens: list[Tensor] = []
         for start in range(0, len(found.items), CHUNK):
             chunk = found.items[start : start + CHUNK]
-            encoded = tokenizer(chunk, truncation=True, max_length=max_length)
+            encoded = tokenizer(chunk, truncation=True)
             self.truncated += sum(bool(text.overflowing) for text in encoded.encodings or ())
             for row, ids in enumerate(encoded["input_ids"]):
                 if ngrams:
@@ -75,7 +72,8 @@ class TextItems(Items):
         if self.truncated:
             warnings.warn(
                 f"{self.truncated} of {len(self)} texts of {source.name} are longer than "
-                f"{max_length} tokens and were cut",
+                f"{tokenizer.model_max_length} tokens and were cut; a larger max_length of the "
+                "tokenizer (--max-length) reads more of them",
                 UserWarning,
                 stacklevel=2,
             )
@@ -97,6 +95,11 @@ class TextItems(Items):
             whole = self._distinct[tokens]
             batch |= {"input_ids": whole[..., 0], "ngram_ids": whole[..., 1:]}
         return {**batch, "labels": self.labels[index]}
+
+    def _parts(self) -> Iterator[bytes | str]:
+        yield from super()._parts()
+        yield self._tokens.numpy().tobytes()
+        yield b"" if self._distinct is None else self._distinct.numpy().tobytes()
 
 
 def _text(value: Any) -> str:

@@ -164,29 +164,24 @@ class ResidualForSequenceClassification(ResidualClassifier):
                 tokenizer without a padding token, one that pads on the left, or one that gives
                 what this model does not read.
         """
-        extra = set(processor.model_input_names) - {"input_ids", "attention_mask", "ngram_ids"}
-        if extra:
-            raise InputError(
-                f"the tokenizer gives {', '.join(sorted(extra))}, which a text classifier does not "
-                "read; set its model_input_names to input_ids and attention_mask"
-            )
-        if processor.pad_token_id is None or processor.padding_side != "right":
-            raise InputError(
-                f"the tokenizer has pad_token={processor.pad_token!r} and padding_side="
-                f"{processor.padding_side!r}; it needs a padding token, put on the right"
-            )
         options = classifier_options(name_or_spec, num_labels, labels, head, spec_changes)
-        ngrams = processor.ngrams.buckets if isinstance(processor, NgramTokenizer) else 0
         config = ResidualTextConfig(
             **options,
-            vocab_size=len(processor),
-            pad_token_id=processor.pad_token_id,
-            ngram_buckets=ngrams,
+            **_sizes(processor),
             embedding=dataclasses.asdict(embedding or Embedding()),
         )
         model = cls(config)
         model.processor = processor
         return model
+
+    def check_processor(self, processor: PreTrainedTokenizerFast) -> None:
+        for name, made in _sizes(processor).items():
+            taken = getattr(self.config, name)
+            if made != taken:
+                raise InputError(
+                    f"the tokenizer has {name}={made}, but the model was built for {taken}; use "
+                    "the tokenizer that it was trained with"
+                )
 
     def forward(
         self,
@@ -216,3 +211,27 @@ class ResidualForSequenceClassification(ResidualClassifier):
             loss=self.loss(logits, labels),
             logits=logits,
         )
+
+
+def _sizes(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    """What a model's configuration holds of its tokenizer.
+
+    Raises:
+        InputError: a tokenizer whose output the models do not read.
+    """
+    extra = set(tokenizer.model_input_names) - {"input_ids", "attention_mask", "ngram_ids"}
+    if extra:
+        raise InputError(
+            f"the tokenizer gives {', '.join(sorted(extra))}, which a text classifier does not "
+            "read; set its model_input_names to input_ids and attention_mask"
+        )
+    if tokenizer.pad_token_id is None or tokenizer.padding_side != "right":
+        raise InputError(
+            f"the tokenizer has pad_token={tokenizer.pad_token!r} and padding_side="
+            f"{tokenizer.padding_side!r}; it needs a padding token, put on the right"
+        )
+    return {
+        "vocab_size": len(tokenizer),
+        "pad_token_id": tokenizer.pad_token_id,
+        "ngram_buckets": tokenizer.ngrams.buckets if isinstance(tokenizer, NgramTokenizer) else 0,
+    }

@@ -2,7 +2,8 @@
 
 The answer is a transformers fast tokenizer, saved and loaded like any other. Each text begins with
 a `[BOS]` token, so that even an empty one is a position for the net to look at; special tokens
-written out in a text are text.
+written out in a text are text. The length that texts are cut to belongs to the tokenizer, so that
+a saved model, in a pipeline too, reads as much of a text as its training did.
 """
 
 import dataclasses
@@ -84,11 +85,21 @@ def _ngrams_of_word(options: Ngrams, word: str) -> tuple[int, ...]:
     return (*found, *(0,) * (options.most - len(found)))
 
 
-class NgramTokenizer(PreTrainedTokenizerFast):
+class TextTokenizer(PreTrainedTokenizerFast):
+    """A tokenizer that cuts texts at its `model_max_length` unless told otherwise.
+    `train_tokenizer` makes it."""
+
+    # No __init__ here: with one, transformers would rebuild the tokenizer without its normaliser.
+
+    def __call__(self, *texts: Any, truncation: Any = True, **options: Any) -> BatchEncoding:
+        """Tokenize one text or several; options are those of any transformers tokenizer."""
+        return super().__call__(*texts, truncation=truncation, **options)
+
+
+class NgramTokenizer(TextTokenizer):
     """A word tokenizer that gives, beside `input_ids` `(B, T)`, the character n-grams of each word:
     `ngram_ids` `(B, T, N)`, 0 where there is none. `train_tokenizer` makes it."""
 
-    # No __init__ here: with one, transformers would rebuild the tokenizer without its normaliser.
     model_input_names = ["input_ids", "attention_mask", "ngram_ids"]  # noqa: RUF012 (their form)
 
     @property
@@ -96,7 +107,7 @@ class NgramTokenizer(PreTrainedTokenizerFast):
         """Which n-grams; saved with the tokenizer."""
         return Ngrams(**self.init_kwargs["ngram_options"])
 
-    def __call__(
+    def __call__(  # type: ignore[override]
         self,
         text: str | Sequence[str],
         text_pair: None = None,
@@ -199,20 +210,24 @@ def train_tokenizer(
     texts: Iterable[str],
     kind: str = "word",
     *,
+    max_length: int = 512,
     ngrams: Ngrams | None = None,
     **options: Any,
-) -> PreTrainedTokenizerFast:
+) -> TextTokenizer:
     """Learn a tokenizer from texts. The same texts give the same tokenizer.
 
     Args:
         texts: what to learn the vocabulary from: the training split's, not the others'.
         kind: "character", "byte", "word" or "bpe".
+        max_length: tokens of a text at most, the `[BOS]` included; the rest is cut off, in training
+            and wherever the saved model reads. It is the tokenizer's `model_max_length`.
         ngrams: also give each word's character n-grams (kind "word" alone).
         options: of all kinds but "byte": `vocab_size` (tokens at most, special ones included),
             `min_frequency` (rarer ones are left out) and `lowercase`.
 
     Raises:
-        InputError: an unknown kind, an option it does not read, or no text to learn from.
+        InputError: an unknown kind, an option it does not read, a max_length below 2, one text
+            where several are expected, or no text to learn from.
 
     >>> tokenizer = train_tokenizer(["to be or not to be"], "word")
     >>> tokenizer("to see or not to see")["input_ids"]
@@ -232,6 +247,12 @@ def train_tokenizer(
     for name in ("vocab_size", "min_frequency"):
         if name in options and (not isinstance(options[name], int) or options[name] < 1):
             raise InputError(f"{name}={options[name]!r} is not a count; use a whole number above 0")
+    if not isinstance(max_length, int) or max_length < 2:
+        raise InputError(f"max_length={max_length!r} leaves no room for a text; use 2 or more")
+    if isinstance(texts, str | bytes):
+        raise InputError(
+            f"{texts!r:.40} is one text, whose letters would be learned; give a list of texts"
+        )
     if ngrams is not None and kind != "word":
         raise InputError(f"n-grams are parts of words; use kind='word' with them, not {kind!r}")
     tokenizer, trainer = KINDS[kind](**options)
@@ -249,10 +270,11 @@ def train_tokenizer(
         "tokenizer_object": tokenizer,
         "split_special_tokens": True,
         "padding_side": "right",
+        "model_max_length": max_length,
         "clean_up_tokenization_spaces": False,
     }
     if ngrams is None:
-        return PreTrainedTokenizerFast(**settings)
+        return TextTokenizer(**settings)
     return NgramTokenizer(**settings, ngram_options=dataclasses.asdict(ngrams))
 
 
@@ -282,4 +304,4 @@ def _byte_pairs(vocab_size: int, min_frequency: int) -> Trainer:
     )
 
 
-__all__: Sequence[str] = ("KINDS", "NgramTokenizer", "Ngrams", "train_tokenizer")
+__all__: Sequence[str] = ("KINDS", "NgramTokenizer", "Ngrams", "TextTokenizer", "train_tokenizer")

@@ -2,8 +2,9 @@
 
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 
-from resbackbones.vision.data import Augment, ImageItems, ResidualImageProcessor
+from resbackbones.vision.data import Augment, ImageItems, choose_size, open_image
 from resbackbones.vision.models import ResidualForImageClassification, ResidualVisionConfig
+from resbackbones.vision.processor import ResidualImageProcessor
 
 AutoConfig.register(ResidualVisionConfig.model_type, ResidualVisionConfig)
 AutoImageProcessor.register(
@@ -17,4 +18,6 @@ __all__ = [
     "ResidualForImageClassification",
     "ResidualImageProcessor",
     "ResidualVisionConfig",
+    "choose_size",
+    "open_image",
 ]

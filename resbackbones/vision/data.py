@@ -1,180 +1,94 @@
-"""From image files to batches: one processor for training and inference, augmentation by the batch.
+"""From image files to batches: a size for them, their pixels, augmentation by the batch.
 
-Small sets are decoded once and kept as uint8 pixels, which makes a batch one gather; sets that do
-not fit in memory are decoded batch by batch.
+Every image is decoded once before work starts, so that bad ones are known. The pixels of small sets
+are kept, which makes a batch one gather; larger sets are decoded again batch by batch.
 """
 
 import io
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 import PIL.Image
-import PIL.ImageOps
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import BatchFeature
-from transformers.image_processing_backends import TorchvisionBackend
-from transformers.image_utils import PILImageResampling, SizeDict
-from transformers.processing_utils import ImagesKwargs
 
 from resbackbones.data import Items, Source, mixed_labels, read
-from resbackbones.errors import InputError, nearest
+from resbackbones.errors import InputError
+from resbackbones.vision.processor import ResidualImageProcessor, as_viewed
 
-MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # PIL's modes by number of channels
-# What a call of the processor may change for its images, and what else it takes.
-CHANGEABLE = (
-    "num_channels do_resize size resample do_center_crop crop_size do_rescale rescale_factor "
-    "do_normalize image_mean image_std"
-).split()
-PASSING = ["return_tensors", "device", "disable_grouping"]
+SMALL = 64  # pixels of a side up to which images of one size keep it
+USUAL = 224  # the side that larger images are usually brought to
+LOOKED_AT = 1000  # images, evenly spread, whose size a choice is made from
+ORIENTATION = 0x0112  # of EXIF
 
 
-class ResidualImagesKwargs(ImagesKwargs, total=False):
-    """transformers' image options, and the number of channels."""
+def choose_size(source: Source, side: int | None = None) -> tuple[dict[str, int], str]:
+    """The size to train at and to answer at, for the processor, and a sentence that says it.
 
-    num_channels: int
-
-
-class ResidualImageProcessor(TorchvisionBackend):
-    """Images (PIL, arrays or tensors, in any mode) to `pixel_values` `(B, num_channels, H, W)`.
-
-    PIL images are turned upright as their EXIF orientation says, and 16-bit pixels become 8-bit.
-    A call may change the options for its images: `processor(image, do_normalize=False)`.
+    Images of one size of up to 64 pixels a side keep it. Others become squares: of 224 pixels where
+    the median of their shorter sides is 160 or more, else of that median rounded to a multiple of
+    32. Only headers are read, of up to 1,000 images evenly spread; damaged ones do not count.
 
     Args:
-        num_channels: 1 turns colour into grey, 3 grey into colour; any other number must be what
-            the images have.
-        size: `{"height", "width"}`, or `{"shortest_edge"}` with a `crop_size`; None keeps images
-            as they are, and a batch then needs images of one size.
-        image_mean, image_std: one number a channel, subtracted and divided after scaling pixels to
-            0 … 1; the default 0.5 brings them to -1 … 1.
+        source: the training images.
+        side: height and width where they are given.
 
-    >>> processor = ResidualImageProcessor(num_channels=1, size={"height": 28, "width": 28})
-    >>> image = PIL.Image.new("RGB", (40, 30))
-    >>> tuple(processor(image, return_tensors="pt").pixel_values.shape)
-    (1, 1, 28, 28)
+    Returns:
+        `{"height", "width"}` in pixels, and the sentence.
+
+    Raises:
+        InputError: a side of less than one pixel; not one image that can be read.
     """
-
-    valid_kwargs = ResidualImagesKwargs
-    num_channels = 3
-    resample = PILImageResampling.BILINEAR
-    do_rescale = True
-    do_normalize = True
-    # Set by the base class from the options.
-    do_resize: bool
-    size: Any
-    do_center_crop: bool
-    crop_size: Any
-    image_mean: list[float]
-    image_std: list[float]
-
-    def __init__(self, **options: Any) -> None:
-        channels = options.get("num_channels") or self.num_channels
-        for name in ("image_mean", "image_std"):
-            if options.get(name) is None:
-                options[name] = [0.5] * channels
-            elif len(options[name]) != channels:
-                raise InputError(
-                    f"{name} has {len(options[name])} numbers, but num_channels={channels}; give "
-                    "one number a channel"
-                )
-        options.setdefault("do_resize", options.get("size") is not None)
-        options.setdefault("do_center_crop", options.get("crop_size") is not None)
-        super().__init__(**options)
-
-    def preprocess(self, images: Any, *arguments: Any, **options: Any) -> BatchFeature:
-        """Images to `pixel_values`.
-
-        Args:
-            images: one or a list.
-            arguments: as in transformers.
-            options: of the processor, for these images; `return_tensors` and `device`.
-
-        Raises:
-            InputError: an option that a call does not have.
-        """
-        for name, value in options.items():  # transformers would take it and do nothing with it
-            if name not in CHANGEABLE + PASSING and value is not None:
-                raise InputError(
-                    f"a call of the image processor has no option {name!r}; "
-                    + nearest(name, CHANGEABLE + PASSING)
-                )
-        changes = {n: options.pop(n) for n in CHANGEABLE if options.get(n) is not None}
-        if not changes:
-            return super().preprocess(images, *arguments, **options)
-        for step, of in (("do_resize", "size"), ("do_center_crop", "crop_size")):
-            if of in changes:
-                changes.setdefault(step, True)
-        changed = type(self)(**{**self.to_dict(), **changes})
-        return changed.preprocess(images, *arguments, **options)
-
-    def process_image(self, image: Any, *_: Any, device: Any = None, **__: Any) -> Tensor:
-        """One image, upright, as a tensor `(num_channels, H, W)` of the pixels it has."""
-        channels: int = self.num_channels
-        if isinstance(image, PIL.Image.Image):
-            image = PIL.ImageOps.exif_transpose(image)
-            if image.mode.startswith("I"):  # PIL would make 255 of all that is more
-                image = PIL.Image.fromarray(_eight_bits(image).numpy())
-            if channels in MODES:
-                image = image.convert(MODES[channels])
-            image = np.array(image)
-        pixels = torch.as_tensor(image)
-        if pixels.dtype == torch.uint16:
-            pixels = _eight_bits(pixels)
-        if pixels.ndim == 2:
-            pixels = pixels.unsqueeze(0)
-        elif pixels.shape[0] not in (channels, 1, 3) and pixels.shape[-1] in (channels, 1, 3):
-            pixels = pixels.movedim(-1, 0)
-        if channels == 1 and pixels.shape[0] == 3:
-            # ITU-R BT.601, as PIL converts
-            weights = torch.tensor([0.299, 0.587, 0.114], device=pixels.device).view(3, 1, 1)
-            grey = (pixels.float() * weights).sum(0, keepdim=True)
-            pixels = grey if pixels.is_floating_point() else grey.round().to(pixels.dtype)
-        elif channels == 3 and pixels.shape[0] == 1:
-            pixels = pixels.expand(3, -1, -1)
-        if pixels.shape[0] != channels:
-            raise InputError(
-                f"an image has shape {tuple(pixels.shape)}, but this processor makes {channels} "
-                "channels; give images of as many channels"
-            )
-        return pixels.contiguous().to(device or pixels.device)
-
-    def fit(self, pixels: Tensor) -> Tensor:
-        """Bring `(C, H, W)` to the processor's size: resize, then crop, where it does."""
-        if self.do_resize:
-            pixels = self.resize(pixels, SizeDict(**dict(self.size)), resample=self.resample)
-        if self.do_center_crop:
-            pixels = self.center_crop(pixels, SizeDict(**dict(self.crop_size)))
-        return pixels
-
-    def scale(self, pixels: Tensor) -> Tensor:
-        """uint8 `(B, C, H, W)` to normalised float32."""
-        return self.rescale_and_normalize(
-            pixels,
-            self.do_rescale,
-            self.rescale_factor,
-            self.do_normalize,
-            tuple(self.image_mean),  # type: ignore[arg-type]
-            tuple(self.image_std),  # type: ignore[arg-type]
+    if side is not None and side < 1:
+        raise InputError(
+            f"images cannot be brought to {side} pixels; give one or more with --image-size, or "
+            "leave it out to have a size chosen"
         )
+    rows = _looked_at(source)
+    sizes = sorted(read(source.select(rows), _header_size, "skip").items, key=math.prod)
+    smallest, largest = sizes[0], sizes[-1]
+    is_one_size = len(set(sizes)) == 1
+    median = sorted(map(min, sizes))[len(sizes) // 2]
+    if side is not None:
+        chosen = (side, side)
+    elif is_one_size and max(largest) <= SMALL:
+        chosen = largest
+    elif median >= 160:
+        chosen = (USUAL, USUAL)
+    else:
+        chosen = (max(1, round(median / 32)) * 32,) * 2
+    width, height = chosen
+    found = "{}x{}".format(*largest)
+    if not is_one_size:
+        found = "{}x{} to ".format(*smallest) + found
+    who = (
+        "Images are" if len(rows) == len(source) else f"{len(rows)} images that were looked at are"
+    )
+    does = f"all are brought to {width}x{height}" if {chosen} != set(sizes) else "they stay so"
+    asked = f"--image-size {side}" if side is not None else "--image-size sets another size"
+    return {"height": height, "width": width}, f"{who} {found} pixels; {does} ({asked})."
 
-    def _preprocess(  # type: ignore[override]
-        self, images: list[Tensor], return_tensors: str | None = None, **_: Any
-    ) -> BatchFeature:
-        fitted = [self.fit(image) for image in images]
-        sizes = {tuple(image.shape) for image in fitted}
-        if len(sizes) > 1:
-            raise InputError(
-                f"images of {len(sizes)} sizes cannot be one batch; give the processor a size, or "
-                "the images one by one"
-            )
-        values = {"pixel_values": self.scale(torch.stack(fitted))}
-        return BatchFeature(values, tensor_type=return_tensors)
+
+def choose_channels(source: Source) -> int:
+    """1 where images are grey, by their headers, else 3; up to 1,000 evenly spread are looked at.
+
+    Raises:
+        InputError: not one image that can be read.
+    """
+    modes = read(source.select(_looked_at(source)), _header_mode, "skip").items
+    return 1 if all(mode.startswith(("1", "L", "I", "F")) for mode in modes) else 3
+
+
+def _looked_at(source: Source) -> Tensor:
+    """The rows of up to `LOOKED_AT` images, evenly spread."""
+    if len(source) <= LOOKED_AT:
+        return torch.arange(len(source))
+    return torch.linspace(0, len(source) - 1, LOOKED_AT, dtype=torch.float64).long()
 
 
 @dataclass(frozen=True)
@@ -209,6 +123,8 @@ class Augment:
 class ImageItems(Items):
     """Labelled images as `fit` takes them: a list of rows becomes a batch.
 
+    Every image is decoded once as this is made; damaged ones are found then.
+
     Args:
         source: from `open_dataset` or `open_splits`.
         processor: the model's.
@@ -220,9 +136,14 @@ class ImageItems(Items):
         memory: bytes up to which decoded pixels are kept.
 
     Attributes:
+        source: the rows that are items, in their order.
         labels: int64 `(N,)`.
-        rows: row of each item in the source.
+        rows: each item's row in the source as given.
         skipped: the damaged ones, "name: reason".
+
+    Raises:
+        InputError: a damaged image, named, where they are not skipped; nothing but damaged ones;
+            images of several sizes where the processor has none to bring them to.
     """
 
     def __init__(
@@ -237,24 +158,60 @@ class ImageItems(Items):
         memory: int = 4 << 30,
     ) -> None:
         super().__init__(seed)
-        self.source, self.processor, self.augment = source, processor, augment
-        self.num_classes = len(source.labels)
-        self.on_bad, self.device = on_bad, torch.device(device)
+        self.processor, self.augment, self.device = processor, augment, torch.device(device)
+        self.num_classes = len(source.target.names)
+        first = self._first(source, on_bad)
         self.pixels: Tensor | None = None
-        self.rows = list(range(len(source)))
-        self.skipped: list[str] = []
-        first = _first_size(source, self._decode)
-        if math.prod(first) * len(source) <= memory:
-            found = read(source, self._decode, on_bad)
-            self.rows, self.skipped = found.rows, found.skipped
-            self.pixels = _stack(source, found.items, found.rows).to(self.device)
-        self.labels = source.label_ids()[self.rows].to(self.device)
+        if first.nbytes * len(source) <= memory:
+            self.pixels = torch.empty(len(source), *first.shape, dtype=first.dtype)
+        places = itertools.count()
+
+        def keep(value: Any) -> tuple[int, tuple[int, ...]]:
+            """Where one image's pixels are kept, if they are, and its shape."""
+            image = self._decode(value)
+            if self.pixels is None or image.shape != first.shape:
+                return -1, tuple(image.shape)
+            # A place for each as it is decoded: a list of all to stack would be the pixels twice.
+            place = next(places)
+            self.pixels[place] = image
+            return place, tuple(image.shape)
+
+        found = read(source, keep, on_bad)
+        self.rows, self.skipped = found.rows, found.skipped
+        self.source = source.select(self.rows) if self.skipped else source
+        for row, (_, shape) in enumerate(found.items):
+            if shape != first.shape:
+                raise InputError(
+                    f"{self.source.row_name(row)} is {shape[2]}x{shape[1]} pixels where others are "
+                    f"{first.shape[2]}x{first.shape[1]}; bring all to one size, as with "
+                    '--image-size 64 or a processor of size={"height": 64, "width": 64}'
+                )
+        self.labels = self.source.targets().to(self.device)
+        if self.pixels is not None:
+            self.pixels = self.pixels.to(self.device)
+            self._places = torch.tensor([place for place, _ in found.items], device=self.device)
+        inputs = self.source.dataset.select_columns([self.source.columns["input"]])
+        self._encoded = inputs.with_format("arrow")
+
+    def _parts(self) -> Iterator[bytes | str]:
+        yield from super()._parts()
+        yield self.processor.to_json_string()  # other pixels of the same files are other data
 
     def _decode(self, value: Any) -> Tensor:
         return self.processor.fit(self.processor.process_image(open_image(value)))
 
+    def _first(self, source: Source, on_bad: str) -> Tensor:
+        """The first image that can be read."""
+        for row in range(len(source)):
+            try:
+                return read(source.select([row]), self._decode).items[0]
+            except InputError:
+                if on_bad != "skip":
+                    raise
+        raise InputError(f"no image of {source.name} can be read; check the files")
+
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.labels)
 
     def __getitems__(self, rows: Sequence[int]) -> dict[str, Tensor]:
         """`pixel_values` `(B, C, H, W)` and `labels`, `(B,)` or, mixed, `(B, K)`."""
@@ -275,52 +232,53 @@ class ImageItems(Items):
         return {"pixel_values": x, "labels": labels}
 
     def _load(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Pixels, uint8, and labels of some rows."""
+        """Pixels `(B, C, H, W)`, uint8, and labels of some rows."""
+        index = torch.as_tensor(rows, device=self.device)
         if self.pixels is not None:
-            index = torch.as_tensor(rows, device=self.device)
-            return self.pixels[index], self.labels[index]
-        with ThreadPoolExecutor() as pool:
-            found = list(pool.map(self._load_one, rows))
-        rows = [row for row, _ in found]
-        pixels = _stack(self.source, [image for _, image in found], rows)
-        return pixels.to(self.device), self.labels[torch.as_tensor(rows, device=self.device)]
-
-    def _load_one(self, row: int) -> tuple[int, Tensor]:
-        """One image from the source; where damaged ones are skipped, the next good one."""
-        for step in range(len(self)):
-            there = (row + step) % len(self)
-            try:
-                return there, read(self.source.select([there]), self._decode, workers=1).items[0]
-            except InputError as error:
-                if self.on_bad == "error":
-                    raise
-                if str(error) not in self.skipped:
-                    self.skipped.append(str(error))
-        raise InputError(f"no image of {self.source.name} can be read; check the files")
+            return self.pixels[self._places[index]], self.labels[index]
+        rows = index.tolist()
+        values = self._encoded[rows].column(0).to_pylist()
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            decoded = [pool.submit(self._decode, value) for value in values]
+        for row, one in zip(rows, decoded, strict=True):
+            if isinstance(error := one.exception(), OSError):
+                raise InputError(
+                    f"{self.source.row_name(row)} could be read before, but cannot be read now "
+                    f"({error}); leave the files as they are during a run"
+                ) from error
+        pixels = torch.stack([one.result() for one in decoded])
+        return pixels.to(self.device), self.labels[index]
 
 
 def open_image(value: Any) -> Any:
-    """An image as it lies in a data set (`{"bytes", "path"}`, PIL or an array), fully decoded and
-    turned upright."""
+    """An image as it lies in a data set (`{"bytes", "path"}`, PIL or an array), fully decoded,
+    turned upright, 16-bit grey as 8-bit: as a transformers pipeline, too, takes it rightly."""
     if not isinstance(value, dict):
         return value
-    where = io.BytesIO(value["bytes"]) if value.get("bytes") is not None else value["path"]
-    with PIL.Image.open(where) as image:
+    with _opened(value) as image:
         image.load()  # a truncated file fails here, not later
-        return PIL.ImageOps.exif_transpose(image)
+        return as_viewed(image)
 
 
-def _eight_bits(image: PIL.Image.Image | Tensor) -> Tensor:
-    """16-bit pixels as uint8, rounded."""
-    if isinstance(image, PIL.Image.Image):
-        image = torch.from_numpy(np.array(image).astype(np.int32))  # in this machine's byte order
-        low, high = int(image.min()), int(image.max())
-        if low < 0 or high > 65535:
-            raise InputError(
-                f"a grey image has pixels from {low} to {high}, where 16 bits hold 0 to 65535; "
-                "rescale it"
-            )
-    return ((image.int() + 128) // 257).to(torch.uint8)  # 65535 is 255 times 257
+def _opened(value: Any) -> PIL.Image.Image:
+    """An image in a data set with its header read alone."""
+    return PIL.Image.open(
+        io.BytesIO(value["bytes"]) if value.get("bytes") is not None else value["path"]
+    )
+
+
+def _header_size(value: Any) -> tuple[int, int]:
+    """Width and height of an image in a data set, turned upright."""
+    with _opened(value) as image:
+        # Where a PNG has no orientation, asking for it would decode the pixels.
+        on_its_side = "exif" in image.info and image.getexif().get(ORIENTATION, 1) >= 5
+        return (image.height, image.width) if on_its_side else image.size
+
+
+def _header_mode(value: Any) -> str:
+    """How PIL calls the kind of pixels of an image in a data set."""
+    with _opened(value) as image:
+        return image.mode
 
 
 def augmented(x: Tensor, options: Augment, draws: Tensor) -> Tensor:
@@ -372,26 +330,4 @@ def _zoomed(x: Tensor, smallest: float, draws: Tensor) -> Tensor:
     return functional.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
 
 
-def _first_size(source: Source, decode: Any) -> tuple[int, ...]:
-    """Shape of the first image that can be read."""
-    for row in range(len(source)):
-        try:
-            return tuple(read(source.select([row]), decode, workers=1).items[0].shape)
-        except InputError:
-            continue  # named when all are read
-    raise InputError(f"no image of {source.name} can be read; check the files")
-
-
-def _stack(source: Source, images: Sequence[Tensor], rows: Sequence[int]) -> Tensor:
-    """One tensor of images of one size."""
-    for image, row in zip(images, rows, strict=True):
-        if image.shape != images[0].shape:
-            one, other = tuple(images[0].shape), tuple(image.shape)
-            raise InputError(
-                f"{source.row_name(row)} has shape {other} where others have {one}; give the "
-                "processor a size to bring them to"
-            )
-    return torch.stack(list(images))
-
-
-__all__: Sequence[str] = ("Augment", "ImageItems", "ResidualImageProcessor")
+__all__: Sequence[str] = ("Augment", "ImageItems", "choose_channels", "choose_size", "open_image")

@@ -10,7 +10,7 @@ from resbackbones.core.heads import Head
 from resbackbones.core.spec import BackboneSpec
 from resbackbones.errors import InputError
 from resbackbones.pretrained import ResidualClassifier, ResidualConfig, classifier_options
-from resbackbones.vision.data import ResidualImageProcessor
+from resbackbones.vision.processor import ResidualImageProcessor
 
 
 class ResidualVisionConfig(ResidualConfig):

@@ -198,13 +198,31 @@ def test_the_receptive_field_is_exactly_what_an_output_depends_on(changes: dict)
     [
         (torch.zeros(1, 1, 32, 32), r"takes \(B, 3, H, W\)"),
         (torch.zeros(1, 3, 32, 32, dtype=torch.uint8), "holds torch.uint8"),
+        (torch.zeros(1, 3, 32, 32, dtype=torch.int64), "holds torch.int64"),
+        (
+            torch.zeros(1, 3, 32, 32, dtype=torch.float64),
+            "weights of this backbone are torch.float32",
+        ),
+        (torch.zeros(1, 3, 32, 32, dtype=torch.float16), r"convert it with \.to\(torch\.float32\)"),
         (np.zeros((1, 3, 32, 32)), "is a ndarray"),
+        ([[0.0]], "is a list"),
+        (torch.zeros(32, 32), r"has shape \(32, 32\), but this backbone takes \(B, 3, H, W\)"),
     ],
     ids=str,
 )
 def test_wrong_inputs_are_refused(x: object, sentence: str) -> None:
     with pytest.raises(rb.InputError, match=sentence):
         rb.backbone("resnet20")(x)
+
+
+def test_autocast_brings_types_together() -> None:
+    net = rb.backbone("resnet20").eval()
+    x = torch.zeros(1, 3, 8, 8)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert net(x.bfloat16())[-1].dtype == net(x)[-1].dtype == torch.bfloat16
+        with pytest.raises(rb.InputError, match=r"holds torch\.float64"):
+            net(x.double())
+    assert net.bfloat16()(x.bfloat16())[-1].dtype == torch.bfloat16
 
 
 def test_group_norm_takes_the_groups_it_is_told() -> None:

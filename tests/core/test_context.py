@@ -271,9 +271,14 @@ def test_layer_norm_over_few_channels() -> None:
         ([3], "one whole number per item"),
         ([3, 9], "run from 3 to 9"),
         ([-1, 2], "run from -1 to 2"),
+        ([8.0, 3.0], "torch.float32, but a batch of 2 needs one whole number per item"),
+        (torch.tensor([True, False]), "torch.bool, but a batch of 2 needs one whole number"),
+        (8, r"has shape \(\)"),
+        ([[8], [3, 1]], r"are no numbers; give one whole number per item, shape \(2,\)"),
+        ("ab", "lengths='ab' are no numbers"),
     ],
 )
-def test_wrong_lengths_are_refused(lengths: list[int], sentence: str) -> None:
+def test_wrong_lengths_are_refused(lengths: object, sentence: str) -> None:
     net = rb.Backbone(replace(SMALL, dims=1))
     with pytest.raises(rb.InputError, match=sentence):
         net(torch.zeros(2, 4, 8), lengths)

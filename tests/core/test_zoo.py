@@ -1,6 +1,8 @@
 """Every named spec has exactly the trainable parameters, and the ImageNet nets the MACs, of the
 published net; logits equal torchvision's to the last bit."""
 
+import dataclasses
+
 import pytest
 import torch
 import torchvision
@@ -8,6 +10,7 @@ from torch import nn
 
 import resbackbones as rb
 from resbackbones.core.ops import masked_mean
+from resbackbones.core.zoo import FOREIGN
 from resbackbones.vision import ResidualForImageClassification
 
 # Channels in and out, kernel (Dauphin et al. 2017, table 1).
@@ -224,6 +227,28 @@ def test_convnets_of_the_zoo_work_in_the_other_rank() -> None:
     assert sequence(torch.zeros(1, 40, 33))[-1].shape == (1, 512, 2)
     image = rb.backbone("tcn_char", dims=2, in_channels=3)
     assert image(torch.zeros(1, 3, 8, 9))[-1].shape == (1, 450, 8, 9)
+
+
+@pytest.mark.parametrize(
+    ("word", "ours"),
+    [
+        ("num_classes", "num_labels="),
+        ("in_chans", "in_channels="),
+        ("pretrained", "from_pretrained"),
+        ("out_indices", "one per stage"),
+        ("drop_path_rate", "drop_path="),
+    ],
+)
+def test_words_of_other_libraries_are_translated(word: str, ours: str) -> None:
+    for make in (rb.backbone, ResidualForImageClassification.build):
+        with pytest.raises(
+            rb.InputError, match=f"{word}= is a word of timm or torchvision; .*{ours}"
+        ):
+            make("resnet18", **{word: 1})
+
+
+def test_no_word_of_other_libraries_is_a_field() -> None:
+    assert not set(FOREIGN) & {field.name for field in dataclasses.fields(rb.BackboneSpec)}
 
 
 def test_receptive_fields_of_published_nets() -> None:

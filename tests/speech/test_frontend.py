@@ -1,6 +1,7 @@
 """The front end hears a clip alone as in a batch, keeps silence silent and refuses the rest."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -156,13 +157,15 @@ def test_extractor_is_the_same_after_save_and_load(options: dict[str, Any], tmp_
     before, after = (e(clip, return_tensors="pt") for e in (extractor, loaded))
     assert torch.equal(before["input_features"], after["input_features"])
     saved = json.loads((tmp_path / "preprocessor_config.json").read_text())
-    assert set(saved) == {*extractor.options, "feature_extractor_type"}
+    assert set(saved) == {*extractor.options, "pad_to", "feature_extractor_type"}
 
 
 def test_an_argument_changed_while_loading_reaches_the_front_end(tmp_path: Path) -> None:
     ResidualFeatureExtractor().save_pretrained(tmp_path)
-    loaded = ResidualFeatureExtractor.from_pretrained(tmp_path, normalize="mean", feature_size=24)
-    assert loaded(torch.randn(4000))["input_features"].shape == (1, 24, 26)
+    loaded = ResidualFeatureExtractor.from_pretrained(
+        tmp_path, normalize="mean", feature_size=24, pad_to=0.5
+    )
+    assert loaded(torch.randn(4000))["input_features"].shape == (1, 24, 51)
     assert loaded.front_end.normalize == "mean"
 
 
@@ -179,8 +182,47 @@ def test_extractor_takes_one_clip_several_or_an_array() -> None:
     )
     as_list = extractor(clips[1].tolist(), return_tensors="np")
     np.testing.assert_array_equal(as_list["input_features"], alone["input_features"])
-    stacked = extractor(torch.stack([clips[1], clips[1]]), return_tensors="pt")
+    stacked = extractor(torch.stack([clips[1][None], clips[1][None]]), return_tensors="pt")
     assert stacked["input_features"].shape == (2, 40, 11)
+
+
+def test_channels_are_averaged_whichever_axis_they_are() -> None:
+    left, right = tone(440, 3000).numpy(), 0.3 * tone(880, 3000).numpy()
+    extractor = ResidualFeatureExtractor()
+    expected = extractor((left + right) / 2)["input_features"]
+    for stereo in (np.stack([left, right]), np.stack([left, right], 1)):
+        for clip in (stereo, [stereo], torch.from_numpy(stereo)[None]):
+            np.testing.assert_allclose(extractor(clip)["input_features"], expected, atol=1e-4)
+    both = extractor([np.stack([left, right], 1), left[:1600]], return_tensors="pt")
+    assert both["attention_mask"].sum(1).tolist() == [19, 11]
+
+
+@pytest.mark.parametrize(
+    ("kind", "scale", "silence"),
+    [(np.int16, 2**15, 0), (np.int32, 2**31, 0), (np.uint8, 2**7, 128)],
+)
+def test_whole_numbers_are_scaled_by_their_bits(kind: Any, scale: int, silence: int) -> None:
+    wave = np.array([-1.0, -0.5, 0.0, 0.5, 0.75])
+    numbers = (wave * scale + silence).astype(kind)
+    assert pad_clips(numbers)[0].tolist() == [wave.tolist()]
+    stereo = np.stack([numbers, np.full_like(numbers, silence)], 1)
+    assert pad_clips(stereo)[0].tolist() == [(wave / 2).tolist()]
+
+
+@pytest.mark.parametrize("normalize", ["none", "mean_std"])
+def test_short_clips_are_padded_to_the_seconds_told(normalize: str) -> None:
+    plain = ResidualFeatureExtractor(normalize=normalize)
+    padded = ResidualFeatureExtractor(normalize=normalize, pad_to=0.25)
+    clips = [tone(440, 3000), tone(880, 1600), tone(660, 6000)]
+    for clip in clips:
+        expected, heard = plain(clip), padded(clip)
+        frames = expected["input_features"].shape[2]
+        assert heard["input_features"].shape[2] == max(26, frames)
+        assert heard["attention_mask"].sum() == frames
+        np.testing.assert_allclose(
+            heard["input_features"][..., :frames], expected["input_features"], atol=1e-5
+        )
+        assert not heard["input_features"][..., frames:].any()
 
 
 def test_pad_collates_single_items_on_the_time_axis() -> None:
@@ -200,9 +242,11 @@ def test_pad_collates_single_items_on_the_time_axis() -> None:
     ("clips", "options", "message"),
     [
         ([], {}, "there is no clip"),
-        (np.zeros((2, 3, 4), np.float32), {}, r"clip 0 has shape \(3, 4\).*average the channels"),
+        (np.zeros((9, 16000), np.float32), {}, r"clip 0 has shape \(9, 16000\).* as a list"),
+        ([np.zeros(9), np.zeros((1, 1, 9))], {}, r"clip 1 has shape \(1, 1, 9\)"),
+        (np.zeros((0, 2), np.float32), {}, "clip 0 is empty"),
         ([np.zeros(9, np.float32), np.zeros(0, np.float32)], {}, "clip 1 is empty"),
-        (np.zeros(9, np.int16), {}, "whole numbers .*divide 16-bit ones by 32768"),
+        ([1, 2, 3], {}, r"whole numbers \(torch.int64\) of an unknown range; .* an int16"),
         ([0.0, float("nan")], {}, "clip 0 holds samples that are not finite"),
         (np.zeros(9, np.float32), {"sampling_rate": 8000}, r"at 8000 Hz.*resample\(clip, 8000"),
         (np.zeros(9, np.float32), {"padding": "max_length"}, "padding='max_length' is not known"),
@@ -215,6 +259,8 @@ def test_extractor_refuses(clips: Any, options: dict[str, Any], message: str) ->
 
 
 def test_extractor_refuses_an_argument_nobody_reads() -> None:
+    with pytest.raises(InputError, match=r"pad_to=-1 must be a number of seconds, 0 or more"):
+        ResidualFeatureExtractor(pad_to=-1)
     with pytest.raises(
         InputError, match="no argument 'feature_sizes'; did you mean 'feature_size'"
     ):
@@ -234,6 +280,17 @@ def test_resampling_keeps_the_tone(rate: int, new_rate: int) -> None:
     middle = slice(1000, -1000)
     expected = tone(440, len(new), new_rate)
     assert (new[middle] - expected[middle]).abs().max() < 0.01
+
+
+@pytest.mark.parametrize(("rate", "new_rate"), [(8000, 16000), (44100, 16000), (16000, 22050)])
+def test_long_waveforms_are_resampled_in_pieces_of_the_whole(
+    rate: int, new_rate: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clips = torch.randn(2, 9 * 1000 + 7)
+    whole = resample(clips, rate, new_rate)
+    assert whole.shape[-1] == math.ceil(clips.shape[-1] * new_rate / rate)
+    monkeypatch.setattr("resbackbones.speech.frontend.PIECE", 1000)
+    torch.testing.assert_close(resample(clips, rate, new_rate), whole, rtol=0, atol=1e-5)
 
 
 def test_resampling_is_the_same_under_autocast() -> None:

@@ -4,6 +4,7 @@ run in a transformers pipeline."""
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -144,6 +145,25 @@ def test_pipeline_takes_arrays_and_other_sampling_rates(name: str, tmp_path: Pat
     assert at_8_khz != pytest.approx(expected(clip), abs=1e-3)
     batched = pipeline([clip, clip[::-1].copy()], batch_size=2)
     assert scores(batched[0]) == pytest.approx(expected(clip), abs=1e-5)
+    numbers = (clip * 2**15).clip(-(2**15), 2**15 - 1).astype(np.int16)
+    assert scores(pipeline(numbers)) == pytest.approx(expected(numbers), abs=1e-5)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_pipeline_batches_clips_of_two_lengths(name: str, tmp_path: Path) -> None:
+    model = trained(name)
+    feature_size = model.processor.feature_size
+    model.processor = ResidualFeatureExtractor(feature_size=feature_size, pad_to=0.5)
+    model.save_pretrained(tmp_path)
+    pipeline = transformers.pipeline("audio-classification", model=str(tmp_path), device="cpu")
+    clips = [(0.3 * torch.randn(length)).numpy() for length in (8000, 3000)]
+    plain = ResidualFeatureExtractor(feature_size=feature_size)
+    for clip, answer in zip(clips, pipeline(clips, batch_size=2), strict=True):
+        with torch.no_grad():
+            logits = model(**plain(clip, return_tensors="pt")).logits[0]
+        expected = dict(zip(LABELS, logits.softmax(-1).tolist(), strict=True))
+        scores = {item["label"]: item["score"] for item in answer}
+        assert scores == pytest.approx(expected, abs=1e-4)
 
 
 def test_the_loss_takes_hard_and_soft_labels() -> None:
@@ -168,6 +188,13 @@ def test_the_processor_fits_the_spec() -> None:
     assert build("tc_resnet8", num_labels=2, processor=mfcc).processor is mfcc
 
 
+def test_loading_refuses_a_processor_that_does_not_fit(tmp_path: Path) -> None:
+    trained("1d").save_pretrained(tmp_path)
+    ResidualFeatureExtractor(feature_size=24).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="makes 24 features per frame, but the backbone takes 40"):
+        ResidualForAudioClassification.from_pretrained(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("spec", "options", "message"),
     [
@@ -177,7 +204,7 @@ def test_the_processor_fits_the_spec() -> None:
         (
             "tc_resnet8",
             {"processor": ResidualFeatureExtractor(feature_size=64)},
-            "64 features a frame, but the backbone takes 40; build with in_channels=64",
+            "64 features per frame, but the backbone takes 40; build with in_channels=64",
         ),
         ("tc_resnet8", {"labels": ["yes"]}, "1 class cannot be told apart"),
     ],

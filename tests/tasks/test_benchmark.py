@@ -18,9 +18,10 @@ import soundfile
 
 import resbackbones as rb
 from resbackbones.report import load_records
-from tasks import _benchmark_arms as arms
+from resbackbones.train.checkpoint import locked
 from tasks import benchmark
-from tasks._run import run
+from tasks._benchmark import arms
+from tasks._running import run
 
 KEYS = {
     "domain", "arm", "depth", "seed", "parameters", "macs", "metric", "value", "train_loss",
@@ -100,7 +101,7 @@ def test_a_whole_run(
         assert len(plain[0]["gradient_profile"]) == 3
 
     page, report = Path("out/report.html").read_text(), Path("out/report.md").read_text()
-    assert page.count("<svg") == 3
+    assert page.count("<svg") == 9  # three plots, a panel per domain
     assert not re.search(r"(src|href)=.http|url\(.?http|<script|<link", page)  # opens from disk
     assert Path("out/accuracy.png").read_bytes().startswith(b"\x89PNG")
     assert "| vision |" in report and "**The rule.**" in report
@@ -134,13 +135,13 @@ def test_an_interrupted_run_keeps_what_is_done_and_resumes(small: Path, tmp_path
         # A test run in the background of a shell is deaf to SIGINT, and so would its child be.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    until = time.monotonic() + 120
+    until = time.monotonic() + 400
     while time.monotonic() < until and not (path.exists() and path.read_text().count("\n") >= 2):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    assert "go on with python -m tasks.benchmark --resume" in errors
+    assert "stopped by SIGINT" in errors and f"--output {tmp_path}/out --resume" in errors
     assert "Traceback" not in errors
     kept = records(tmp_path / "out")
     assert 2 <= len(kept) < 7
@@ -158,13 +159,18 @@ def test_an_interrupted_run_keeps_what_is_done_and_resumes(small: Path, tmp_path
     ("arguments", "sentence"),
     [
         (["--depths", "9"], "use 8, say"),
+        (["--depths", "60002"], "from 8 to 1202: use 1202, say"),
+        (["--quick", "--record"], "leave one of them out"),
         (["--depths"], "--depths is empty"),
         (["--seeds", "0"], "--seeds is 0; use 1 or more"),
         (["--domains", "vision", "--text", "x"], "--domains leaves text out"),
         (["--vision", "nowhere", "--domains", "vision"], "there is no file or folder"),
         (["--output", "file/out"], "cannot write to file/out"),
         (["--resume"], "there is no run in"),
-        (["--vision", "nowhere", "--device", "cuda"], "--device cuda needs a GPU"),
+        (
+            ["--vision", "nowhere", "--device", "cuda"],
+            "needs a GPU and there is none; use --device auto",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -185,6 +191,16 @@ def test_bad_input_is_one_sentence(
     error = capfd.readouterr().err.strip()
     assert error.startswith("error: ") and sentence in error and "\n" not in error
     assert "--device" not in arguments or not Path("runs").exists()  # it is refused first
+
+
+def test_a_second_job_on_a_folder_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with locked(tmp_path), pytest.raises(SystemExit) as stop:
+        run(benchmark.main, benchmark.Config, ["--output", str(tmp_path)])
+    assert stop.value.code == 2
+    assert "another process is running in" in capsys.readouterr().err
+    assert not (tmp_path / "records.jsonl").exists()
 
 
 def test_the_workers_are_told_the_device_that_is_there(

@@ -10,7 +10,7 @@ import soundfile
 from datasets import load_dataset
 
 from resbackbones.errors import InputError
-from tasks import _benchmark_data as data
+from tasks._benchmark import data
 
 
 def opened(folder):

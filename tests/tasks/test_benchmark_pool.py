@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from tasks._benchmark_pool import Failure, spread
+from tasks._benchmark.pool import Failure, spread
 
 
 def work(settings, job):
@@ -66,7 +66,7 @@ def test_jobs_may_wait_for_others():
 SCRIPT = """
 import sys
 from multiprocessing import active_children
-from tasks._benchmark_pool import spread
+from tasks._benchmark.pool import spread
 from tests_pool_work import work
 if __name__ == "__main__":
     left = ["a", "sleep"]

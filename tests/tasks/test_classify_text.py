@@ -1,44 +1,26 @@
 """The text recipe trains, saves and records on made-up questions, and names bad input."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas
 import pytest
 import transformers
 
 from resbackbones.report import load_records
-from tasks._run import run
-from tasks.text.classify_text import Config, main
+from tasks._recipe import run
+from tasks.text.classify_text import TASK
 
 # Two steps teach nothing, and fit says so.
 pytestmark = pytest.mark.filterwarnings("ignore::resbackbones.train.StillAtChance")
-SPEED = ["--epochs", "1", "--batch-size", "16", "--device", "cpu"]
-
-
-@pytest.fixture
-def questions(tmp_path: Path) -> Path:
-    """A folder of CSV files: questions about people and about places."""
-    random = np.random.default_rng(0)
-    folder = tmp_path / "questions"
-    folder.mkdir()
-    for split, count in (("train", 32), ("test", 8)):
-        rows = [
-            {"text": f"{'who' if row % 2 else 'where'} is {random.integers(1000)} ?", "label": kind}
-            for row in range(count)
-            for kind in [("place", "person")[row % 2]]
-        ]
-        pandas.DataFrame(rows).to_csv(folder / f"{split}.csv", index=False)
-    return folder
+SPEED = ["--epochs", "1", "--batch-size", "16", "--device", "cpu", "--least-steps", "0"]
+SPEED += ["--least-updates", "1"]
 
 
 def classify(*arguments: object) -> None:
-    run(main, Config, [str(argument) for argument in arguments])
+    run(TASK, [str(argument) for argument in arguments])
 
 
 def test_trains_saves_records_and_says_how_to_go_on(
@@ -52,7 +34,7 @@ def test_trains_saves_records_and_says_how_to_go_on(
     classify("--data", questions, "--output", output, "--seeds", "0", "1", "--record", *SPEED)
     printed = capsys.readouterr().out
     assert "TF-IDF + linear SVC" in printed and "word_resnet6, mean ± sd" in printed
-    assert "held out of train" in printed
+    assert "29 training and 3 validation rows, the latter 9.4 % of train, strat" in printed
     assert 'transformers.pipeline("text-classification", model="' in printed
 
     (record,) = load_records(tmp_path / "results")
@@ -90,14 +72,14 @@ def test_the_device_is_where_the_net_trains(
     device: str, questions: Path, tmp_path: Path, no_gpu: None, handed_to_fit: Callable[..., Any]
 ) -> None:
     given = ["--data", questions, "--output", tmp_path / "out", *SPEED, "--device", device]
-    assert handed_to_fit(classify, *given)[1].device == "cpu"
+    assert handed_to_fit(classify, *given)[1].device == device
 
 
 @pytest.mark.gpu
 def test_a_gpu_trains(questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = ["--data", questions, "--output", tmp_path / "out", *SPEED, "--device", "cuda"]
     classify(*given)
-    assert "MACs an item" in capsys.readouterr().out
+    assert "MACs per item" in capsys.readouterr().out
 
 
 def test_bad_input_is_one_sentence(
@@ -106,11 +88,11 @@ def test_bad_input_is_one_sentence(
     def told(*arguments: object) -> str:
         return refused(classify, "--output", tmp_path / "out", *SPEED, *arguments)
 
-    assert "--device cuda needs a GPU" in told("--data", "nowhere", "--device", "cuda")
+    assert "needs a GPU and there is none" in told("--data", "nowhere", "--device", "cuda")
     assert not (tmp_path / "out").exists()
     assert "nowhere" in told("--data", tmp_path / "nowhere")
     assert "'sentiment'" in told("--data", questions, "--label-column", "sentiment")
-    assert "'txt'" in told("--data", questions, "--text-column", "txt")
+    assert "'txt'" in told("--data", questions, "--input-column", "txt")
     assert "did you mean 'resnet5" in told("--data", questions, "--spec", "resnet5O")
     assert "dims=1" in told("--data", questions, "--spec", "resnet50")
     assert "epochs=0" in told("--data", questions, "--epochs", "0")
@@ -127,7 +109,7 @@ def test_a_label_outside_the_range_is_named(
     table.loc[5, "label"] = 7
     table.to_csv(questions / "train.csv", index=False)
     error = refused(classify, "--data", questions, "--output", tmp_path / "out", *SPEED)
-    assert "7" in error and "row 5" in error
+    assert "7" in error and "row 6" in error
 
 
 def test_rows_without_a_text_are_named_or_counted(
@@ -137,18 +119,9 @@ def test_rows_without_a_text_are_named_or_counted(
     table.loc[3, "text"] = None
     table.to_csv(questions / "test.csv", index=False)
     arguments = ["--data", questions, "--output", tmp_path / "out", *SPEED]
-    assert "row 3" in refused(classify, *arguments)
+    assert "row 4" in refused(classify, *arguments)
     classify(*arguments, "--on-bad", "skip")
-    assert "left out 1 damaged items" in capsys.readouterr().out
-
-
-def test_on_the_command_line_bad_input_exits_with_2_and_no_traceback(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tasks.text.classify_text", "--data", "no/such/folder"]
-    command += ["--output", str(tmp_path / "out")]
-    root = Path(__file__).parents[2]
-    ended = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=100)
-    assert ended.returncode == 2
-    assert ended.stderr.startswith("error: ") and ended.stderr.count("\n") == 1
+    assert "left out 1 bad item" in capsys.readouterr().out
 
 
 def test_all_rows_are_trained_on_when_asked(
@@ -159,8 +132,44 @@ def test_all_rows_are_trained_on_when_asked(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     classify("--data", questions, "--output", "out", "--all-rows", "--record", *SPEED)
-    assert "trained on both" in capsys.readouterr().out
+    assert "those for validation among them" in capsys.readouterr().out
     (record,) = load_records("results")
     assert record.arm == "word_resnet6-all-rows" and record.held_out
     log = [json.loads(line) for line in Path("out/seed-0/log.jsonl").read_text().splitlines()]
     assert log[-1]["step"] == 2 and "accuracy" not in log[-1]  # 32 rows in batches of 16
+
+
+def test_all_rows_without_a_test_split_are_refused(
+    questions: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    (questions / "test.csv").unlink()
+    given = ["--data", questions, "--output", tmp_path / "out", *SPEED]
+    assert "there is no test split to measure on" in refused(classify, *given, "--all-rows")
+
+
+def test_texts_are_named_line_by_line_and_measured(
+    questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], refused: Callable[..., str]
+) -> None:
+    classify("--data", questions, "--output", tmp_path / "out", "--no-ngrams", *SPEED)
+    model = tmp_path / "out" / "seed-0" / "model"
+    capsys.readouterr()
+    classify("--evaluate", model, "--data", questions / "test.csv")
+    assert "on 8 items of" in capsys.readouterr().out
+    (tmp_path / "lines.txt").write_text("who is 12 ?\n\nwhere is it ?\n")
+    classify("--predict", model, tmp_path / "lines.txt")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("|")[1].strip() for line in lines[2:]] == ["who is 12 ?", "where is it ?"]
+    (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
+    error = refused(classify, "--predict", model, tmp_path / "binary.txt")
+    assert f"{tmp_path / 'binary.txt'} cannot be read" in error
+
+
+def test_a_csv_file_of_semicolons_is_enough(
+    questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = pandas.read_csv(questions / "train.csv").rename(columns={"label": "Sentiment"})
+    table.to_csv(tmp_path / "reviews.csv", index=False, sep=";")
+    classify("--data", tmp_path / "reviews.csv", "--output", tmp_path / "out", *SPEED)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "29 items to train on, 3 for validation (held out: 9.4 % of train" in printed
+    assert "reviews.csv, validation split (29 training and 3 validation rows" in printed

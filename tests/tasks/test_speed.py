@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import resbackbones as rb
 from tasks import speed
-from tasks._run import run
+from tasks._running import run
 from tasks._speed_peers import PEERS, copy_weights
 
 

@@ -44,10 +44,14 @@ def test_one_item_has_no_batch_axis() -> None:
 
 
 def test_long_texts_are_cut_and_counted() -> None:
-    with pytest.warns(UserWarning, match=r"2 of 5 texts of .* are longer than 4 tokens"):
-        items = TextItems(source_of([*TEXTS]), TOKENIZERS["ngrams"], max_length=4)
+    short, long = (
+        train_tokenizer(TEXTS[:2], "word", ngrams=Ngrams(most=7), max_length=n) for n in (4, 9)
+    )
+    told = r"2 of 5 texts of .* are longer than 4 tokens and were cut; .*\(--max-length\)"
+    with pytest.warns(UserWarning, match=told):
+        items = TextItems(source_of([*TEXTS]), short)
     assert items.truncated == 2 and int(items.lengths.max()) == 4
-    whole = TextItems(source_of([*TEXTS]), TOKENIZERS["ngrams"], max_length=9)
+    whole = TextItems(source_of([*TEXTS]), long)
     assert whole.truncated == 0
     for key in ("input_ids", "ngram_ids"):
         assert torch.equal(items[3][key], whole[3][key][:4])
@@ -62,16 +66,22 @@ def test_more_texts_than_are_tokenized_at_once(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_row_without_a_text_is_named_or_left_out() -> None:
     texts = ["one", None, "two", "three"]
-    with pytest.raises(InputError, match="row 1 of"):
+    with pytest.raises(InputError, match="row 2 of"):
         TextItems(source_of([*texts]), TOKENIZERS["byte"])
     items = TextItems(source_of([*texts]), TOKENIZERS["byte"], on_bad="skip")
     assert items.rows == [0, 2, 3] and items.labels.tolist() == [0, 0, 1]
-    assert len(items.skipped) == 1 and items.skipped[0].startswith("row 1 of")
+    assert len(items.skipped) == 1 and items.skipped[0].startswith("row 2 of")
 
 
-def test_no_room_for_a_text_is_refused() -> None:
-    with pytest.raises(InputError, match="max_length=1 leaves no room"):
-        TextItems(source_of([*TEXTS]), TOKENIZERS["word"], max_length=1)
+def test_other_tokens_are_another_fingerprint() -> None:
+    print_ = TextItems(source_of([*TEXTS]), TOKENIZERS["word"]).fingerprint()
+    assert print_ == TextItems(source_of([*TEXTS]), TOKENIZERS["word"]).fingerprint()
+    few = train_tokenizer(TEXTS, "word", vocab_size=8)  # as many tokens, others unknown
+    other = TextItems(source_of([*TEXTS]), few)
+    assert torch.equal(other.lengths, TextItems(source_of([*TEXTS]), TOKENIZERS["word"]).lengths)
+    assert other.fingerprint() != print_
+    ngrams = [train_tokenizer(TEXTS, "word", ngrams=Ngrams(most=m)) for m in (3, 4)]
+    assert len({TextItems(source_of([*TEXTS]), each).fingerprint() for each in ngrams}) == 2
 
 
 def test_foreign_tokenizers_may_give_an_empty_text_no_token() -> None:

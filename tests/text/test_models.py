@@ -9,16 +9,19 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import resbackbones as rb
+from resbackbones.data import open_dataset
 from resbackbones.errors import InputError
 from resbackbones.text import (
     Embedding,
     Ngrams,
     ResidualForSequenceClassification,
     ResidualTextConfig,
+    TextItems,
     train_tokenizer,
 )
 
@@ -155,6 +158,45 @@ def test_pipeline_takes_one_text_or_a_batch(tokens: str, tmp_path: Path) -> None
         assert padded["score"] == pytest.approx(single["score"], abs=1e-5)
     ranked = classify(texts[0], top_k=None)
     assert ranked[0] == singles[0] and {item["label"] for item in ranked} == set(LABELS)
+
+
+@pytest.mark.parametrize("tokens", ["byte", "ngrams"])
+def test_a_pipeline_reads_as_much_of_a_text_as_training_did(tokens: str, tmp_path: Path) -> None:
+    options = {"byte": {"kind": "byte"}, "ngrams": {"ngrams": Ngrams(buckets=200)}}[tokens]
+    tokenizer = train_tokenizer(TEXTS, max_length=5, **options)  # type: ignore[arg-type]
+    model = trained(tokens, processor=tokenizer)
+    model.save_pretrained(tmp_path)
+    classify = transformers.pipeline("text-classification", model=str(tmp_path))
+    long = TEXTS[0]
+    source = open_dataset(Dataset.from_dict({"text": [long, "a"], "label": [0, 1]}))
+    with pytest.warns(UserWarning, match="longer than 5 tokens"):
+        items = TextItems(source, tokenizer)
+    with torch.no_grad():
+        batch = items.__getitems__([0])
+        scores = model(**batch).logits.softmax(1)[0]
+    assert batch["input_ids"].shape == (1, 5) and items.truncated == 1
+    for answer in (classify(long, top_k=None), classify([long, "a"], top_k=None, batch_size=2)[0]):
+        given = {each["label"]: each["score"] for each in answer}
+        assert [given[label] for label in LABELS] == pytest.approx(scores.tolist(), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("processor", "sentence"),
+    [
+        (
+            train_tokenizer([*TEXTS, "more"], "word"),
+            "has vocab_size=23, but the model was built for 22",
+        ),
+        (TOKENIZERS["ngrams"], "tokenizer has ngram_buckets=200, but the model was built for 0"),
+    ],
+)
+def test_another_models_tokenizer_is_refused_on_load(
+    processor: Any, sentence: str, tmp_path: Path
+) -> None:
+    trained("word").save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=sentence):
+        ResidualForSequenceClassification.from_pretrained(tmp_path)
 
 
 def test_parameters() -> None:

@@ -112,6 +112,8 @@ def test_ngrams_in_batches_of_any_form() -> None:
         ({"kind": "byte", "vocab_size": 300}, "no option 'vocab_size'; leave it out"),
         ({"kind": "word", "vocabsize": 300}, "did you mean 'vocab_size'"),
         ({"kind": "word", "vocab_size": 0}, "vocab_size=0 is not a count"),
+        ({"max_length": 1}, "max_length=1 leaves no room"),
+        ({"max_length": "9"}, "max_length='9' leaves no room"),
         ({"kind": "bpe", "ngrams": Ngrams()}, "use kind='word' with them, not 'bpe'"),
     ],
     ids=str,
@@ -125,6 +127,24 @@ def test_nothing_to_learn_from_is_refused() -> None:
     for texts in ([], ["", " "]):
         with pytest.raises(InputError, match="nothing to learn a vocabulary from"):
             train_tokenizer(texts, "word")
+
+
+def test_one_text_is_no_list_of_texts() -> None:
+    with pytest.raises(InputError, match="'who is it' is one text, whose letters would be learned"):
+        train_tokenizer("who is it", "word")
+
+
+@pytest.mark.parametrize("name", WITH_NGRAMS)
+def test_texts_are_cut_where_training_cut_them(name: str, tmp_path: Path) -> None:
+    tokenizer = train_tokenizer(TEXTS, max_length=3, **WITH_NGRAMS[name])
+    whole = tokenizer("what is a café", truncation=False)["input_ids"]
+    tokenizer.save_pretrained(tmp_path)
+    loaded = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert type(loaded) is type(tokenizer) and loaded.model_max_length == 3
+    for each in (tokenizer, loaded):
+        assert each("what is a café")["input_ids"] == whole[:3]
+        assert each("what is a café", truncation=False)["input_ids"] == whole
+        assert each("what is a café", truncation=True, max_length=4)["input_ids"] == whole[:4]
 
 
 def test_wrong_ngrams_are_refused() -> None:

@@ -1,6 +1,7 @@
 """From files to batches: the same pixels as at inference, augmentation that can be drawn again."""
 
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from transformers.image_utils import load_image
 
 import resbackbones as rb
 from resbackbones.data import Source, open_dataset
-from resbackbones.vision import Augment, ImageItems, ResidualImageProcessor
+from resbackbones.vision import Augment, ImageItems, ResidualImageProcessor, choose_size
 from resbackbones.vision.data import augmented
 
 GREY = ResidualImageProcessor(num_channels=1)
@@ -38,6 +39,15 @@ def images(count: int = 12, size: tuple[int, ...] = (10, 14, 3), damage: tuple =
             ),
         )
     )
+
+
+def source_of(cells: list) -> Source:
+    """A source of these images, of two classes in turn."""
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])}
+    )
+    rows = {"image": cells, "label": [row % 2 for row in range(len(cells))]}
+    return open_dataset(datasets.Dataset.from_dict(rows, features=features))
 
 
 def pil(source: Source, row: int) -> PIL.Image.Image:
@@ -120,42 +130,130 @@ def test_zoom_stays_inside_the_image_and_can_be_the_whole() -> None:
 
 
 @pytest.mark.parametrize("memory", [1 << 30, 0], ids=["in memory", "by the batch"])
-def test_damaged_images_are_named_or_skipped(memory: int) -> None:
-    source = images(damage=(4, 6))
-    with pytest.raises(rb.InputError, match="row 4 of"):
-        items = ImageItems(source, GREY, memory=memory)
-        items.__getitems__(range(12))
+def test_damaged_images_are_named_or_left_out(memory: int) -> None:
+    source = images(damage=(0, 4, 6))
+    with pytest.raises(rb.InputError, match=re.escape(source.row_name(0))):
+        ImageItems(source, GREY, memory=memory)
     items = ImageItems(source, GREY, on_bad="skip", memory=memory)
-    batch = items.__getitems__(range(len(items)))
-    assert len(items.skipped) == 2 and "row 4" in min(items.skipped)
-    assert batch["pixel_values"].isfinite().all()
-    if memory:
-        assert len(items) == 10 and items.rows == [0, 1, 2, 3, 5, 7, 8, 9, 10, 11]
-    else:
-        assert batch["labels"][4] == 2  # the next good one, with its own label
+    kept = [1, 2, 3, 5, 7, 8, 9, 10, 11]
+    assert items.rows == kept and len(items) == 9
+    assert [name.partition(": ")[0] for name in items.skipped] == [
+        source.row_name(row) for row in (0, 4, 6)
+    ]
+    assert items.source.row_name(3) == source.row_name(5)
+    # Each of the good ones with its own pixels and label, in any order and more than once.
+    order = [8, 3, 3, 0, 6]
+    batch = items.__getitems__(order)
+    expected = GREY([pil(source, kept[i]) for i in order], return_tensors="pt").pixel_values
+    assert torch.equal(batch["pixel_values"], expected)
+    assert batch["labels"].tolist() == [kept[i] % 3 for i in order]
 
 
-def test_images_of_many_sizes_need_a_size() -> None:
-    both = datasets.concatenate_datasets([images().dataset, images(size=(9, 9, 3)).dataset])
-    with pytest.raises(rb.InputError, match=r"\(1, 9, 9\) where others have \(1, 10, 14\)"):
-        ImageItems(open_dataset(both), GREY)
+@pytest.mark.parametrize("memory", [1 << 30, 0], ids=["in memory", "by the batch"])
+def test_nothing_but_damaged_images(memory: int) -> None:
+    with pytest.raises(rb.InputError, match="can be read"):
+        ImageItems(images(3, damage=(0, 1, 2)), GREY, on_bad="skip", memory=memory)
 
 
-def test_arrays_of_many_channels() -> None:
-    processor = ResidualImageProcessor(num_channels=5)
-    first = torch.randint(0, 256, (5, 8, 9), dtype=torch.uint8)
-    last = first.movedim(0, -1).numpy()
-    a, b = processor([first, last], return_tensors="pt").pixel_values
-    assert torch.equal(a, b)
-    with pytest.raises(rb.InputError, match="makes 5 channels"):
-        processor(PIL.Image.new("RGB", (8, 8)))
+def test_an_image_that_goes_away_is_named(tmp_path: Path) -> None:
+    paths = [str(tmp_path / f"{number}.png") for number in range(4)]
+    for path in paths:
+        PIL.Image.new("L", (8, 8)).save(path)
+    items = ImageItems(source_of(paths), GREY, memory=0)
+    (tmp_path / "2.png").unlink()
+    items.__getitems__([0, 1, 3])
+    with pytest.raises(rb.InputError, match=r"2\.png could be read before, but cannot be read now"):
+        items.__getitems__([3, 2])
 
 
-def test_grey_is_what_pil_makes_of_it(tmp_path: Path) -> None:
-    image = pil(images(), 0)
-    from_pil = GREY.process_image(image)
-    from_array = GREY.process_image(np.array(image))
-    assert (from_pil.int() - from_array.int()).abs().max() <= 1  # PIL rounds in fixed point
+def test_pixels_are_kept_where_they_fit() -> None:
+    source = images()
+    needed = 12 * 3 * 10 * 14
+    assert ImageItems(source, ResidualImageProcessor(), memory=needed).pixels is not None
+    assert ImageItems(source, ResidualImageProcessor(), memory=needed - 1).pixels is None
+
+
+@pytest.mark.parametrize("memory", [1 << 30, 0], ids=["in memory", "by the batch"])
+def test_images_of_many_sizes_need_a_size(memory: int) -> None:
+    both = datasets.concatenate_datasets([images().dataset, images(size=(9, 8, 3)).dataset])
+    sentence = "is 8x9 pixels where others are 14x10; bring all to one size, as with --image-size"
+    with pytest.raises(rb.InputError, match=sentence):
+        ImageItems(open_dataset(both), GREY, memory=memory)
+    size, _ = choose_size(open_dataset(both))
+    items = ImageItems(open_dataset(both), ResidualImageProcessor(size=size), memory=memory)
+    assert items.__getitems__([0, 23])["pixel_values"].shape == (2, 3, 32, 32)
+
+
+def pictures(*sizes: tuple[int, int]) -> Source:
+    """Images of these widths and heights."""
+    return source_of([png(np.zeros((height, width), np.uint8)) for width, height in sizes])
+
+
+@pytest.mark.parametrize(
+    ("sizes", "side", "expected", "sentence"),
+    [
+        ([(28, 20)] * 3, None, (28, 20), "Images are 28x20 pixels; they stay so (--image-size"),
+        ([(64, 64)] * 2, None, (64, 64), "Images are 64x64 pixels; they stay so (--image-size"),
+        ([(65, 64)] * 2, None, (64, 64), "are 65x64 pixels; all are brought to 64x64"),
+        ([(150, 120)] * 2, None, (128, 128), "are 150x120 pixels; all are brought to 128x128"),
+        ([(400, 300)] * 2, None, (224, 224), "400x300 pixels; all are brought to 224x224 (--image"),
+        ([(9, 5), (300, 9), (7, 6)], None, (32, 32), "are 7x6 to 300x9 pixels; all are brought to"),
+        ([(10, 10), (300, 200), (250, 160)], None, (224, 224), "10x10 to 300x200 pixels"),
+        ([(10, 12)] * 2, 12, (12, 12), "10x12 pixels; all are brought to 12x12 (--image-size 12)."),
+        ([(12, 12)] * 2, 12, (12, 12), "Images are 12x12 pixels; they stay so (--image-size 12)."),
+    ],
+)
+def test_a_size_is_chosen_and_said(
+    sizes: list, side: int | None, expected: tuple[int, int], sentence: str
+) -> None:
+    size, said = choose_size(pictures(*sizes), side)
+    assert (size["width"], size["height"]) == expected
+    assert sentence in said
+
+
+def test_a_size_is_chosen_from_a_thousand_headers(monkeypatch: pytest.MonkeyPatch) -> None:
+    cell = png(np.zeros((6, 7), np.uint8))
+    monkeypatch.setattr(PIL.Image.Image, "load", None)  # no pixel is decoded
+    size, said = choose_size(source_of([cell] * 2500))
+    assert size == {"height": 6, "width": 7}
+    assert said.startswith("1000 images that were looked at are 7x6 pixels")
+
+
+def test_a_size_is_of_good_images_turned_upright(tmp_path: Path) -> None:
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    PIL.Image.new("L", (20, 40)).save(tmp_path / "turned.jpg", exif=exif)
+    PIL.Image.new("L", (40, 20)).save(tmp_path / "upright.png")
+    (tmp_path / "bad.png").write_bytes(b"\x89PNG")
+    paths = [str(tmp_path / name) for name in ("bad.png", "turned.jpg", "upright.png")]
+    size, _ = choose_size(source_of(paths))
+    assert size == {"height": 20, "width": 40}
+    with pytest.raises(rb.InputError, match="can be read"):
+        choose_size(source_of(paths[:1] * 2))
+
+
+@pytest.mark.parametrize("side", [0, -3])
+def test_a_size_has_a_pixel(side: int) -> None:
+    with pytest.raises(rb.InputError, match=f"{side} pixels; give one or more with --image-size"):
+        choose_size(pictures((8, 8), (8, 8)), side)
+
+
+def test_a_fingerprint_is_of_whatever_makes_the_batches() -> None:
+    source = images()
+
+    def fingerprint(source: Source = source, processor: Any = GREY, **options: Any) -> str:
+        return ImageItems(source, processor, **options).fingerprint()
+
+    same = fingerprint()
+    assert fingerprint() == fingerprint(memory=0) == same
+    others = [
+        fingerprint(seed=1),
+        fingerprint(augment=Augment()),
+        fingerprint(source.select(range(11))),
+        fingerprint(images(damage=(3,)), on_bad="skip"),
+        fingerprint(processor=ResidualImageProcessor(num_channels=1, size={"shortest_edge": 8})),
+    ]
+    assert len({same, *others}) == 6
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -165,11 +263,7 @@ def test_images_are_turned_upright(orientation: int, tmp_path: Path) -> None:
     exif = PIL.Image.Exif()
     exif[0x0112] = orientation
     PIL.Image.fromarray(pixels).save(path, exif=exif)
-    features = datasets.Features(
-        {"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])}
-    )
-    rows = {"image": [path, path], "label": [0, 1]}
-    source = open_dataset(datasets.Dataset.from_dict(rows, features=features))
+    source = source_of([path, path])
     processor = ResidualImageProcessor()
     found = ImageItems(source, processor).__getitems__([0])["pixel_values"]
     expected = processor(load_image(path), return_tensors="pt").pixel_values
@@ -178,91 +272,17 @@ def test_images_are_turned_upright(orientation: int, tmp_path: Path) -> None:
     assert torch.equal(processor(PIL.Image.open(path), return_tensors="pt").pixel_values, expected)
 
 
-RAMP = np.linspace(0, 65535, 64 * 64).astype(np.uint16).reshape(64, 64)
-
-
-@pytest.mark.parametrize("channels", [1, 3, 4])
-@pytest.mark.parametrize("kind", ["I;16", "I;16B", "I", "array"])
-def test_sixteen_bits_become_eight(kind: str, channels: int) -> None:
-    image: Any = RAMP
-    if kind == "I;16B":
-        image = PIL.Image.frombytes(kind, RAMP.shape, RAMP.astype(">u2").tobytes())
-    elif kind != "array":
-        image = PIL.Image.fromarray(RAMP.astype(np.int32) if kind == "I" else RAMP)
-        assert image.mode == kind
-    elif channels == 4:
-        image = np.stack([RAMP, RAMP, RAMP, np.full_like(RAMP, 65535)])
-    found = ResidualImageProcessor(num_channels=channels).process_image(image)
-    expected = torch.from_numpy(np.rint(RAMP / 257).astype(np.uint8))
-    assert found.shape[0] == channels and found.dtype == torch.uint8
-    assert all(torch.equal(channel, expected) for channel in found[:3])
-    assert channels < 4 or (found[3] == 255).all()
-
-
 def test_sixteen_bits_in_training_are_those_of_inference(tmp_path: Path) -> None:
-    source = images()
-    cell = png(RAMP)
+    ramp = np.linspace(0, 65535, 64 * 64).astype(np.uint16).reshape(64, 64)
+    cell = png(ramp)
     (tmp_path / "ramp.png").write_bytes(cell["bytes"])
     with PIL.Image.open(tmp_path / "ramp.png") as image:
         assert image.mode == "I;16"
         expected = GREY(image, return_tensors="pt").pixel_values
-    rows = {"image": [cell] * 2, "label": [0, 1]}
-    features = source.dataset.features
-    items = ImageItems(open_dataset(datasets.Dataset.from_dict(rows, features=features)), GREY)
+    items = ImageItems(source_of([cell] * 2), GREY)
     assert torch.equal(items.__getitems__([0])["pixel_values"], expected)
     by_path = GREY(str(tmp_path / "ramp.png"), return_tensors="pt").pixel_values
     assert torch.equal(by_path, expected)
-
-
-def test_more_than_sixteen_bits_are_refused() -> None:
-    image = PIL.Image.fromarray(np.array([[0, 65536]], dtype=np.int32))
-    with pytest.raises(rb.InputError, match="pixels from 0 to 65536, where 16 bits hold"):
-        GREY(image)
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"do_normalize": False},
-        {"do_rescale": False, "do_normalize": False},
-        {"size": {"height": 6, "width": 8}},
-        {"crop_size": {"height": 6, "width": 8}, "image_mean": [0.1, 0.2, 0.3]},
-        {"num_channels": 1, "image_mean": [0.1], "image_std": [0.2]},
-    ],
-    ids=str,
-)
-def test_a_call_changes_the_options_for_its_images(changes: dict) -> None:
-    image = pil(images(), 0)
-    processor = ResidualImageProcessor()
-    before = processor.to_dict()
-    found = processor(image, return_tensors="pt", **changes).pixel_values
-    expected = ResidualImageProcessor(**changes)(image, return_tensors="pt").pixel_values
-    plain = processor(image, return_tensors="pt", do_normalize=None).pixel_values
-    assert torch.equal(found, expected)
-    assert found.shape != plain.shape or not torch.equal(found, plain)
-    assert processor.to_dict() == before
-
-
-def test_a_size_in_a_call_keeps_the_steps_that_are_off() -> None:
-    image = pil(images(), 0)
-    processor = ResidualImageProcessor(size={"height": 6, "width": 8})
-    call = {"size": {"height": 4, "width": 4}, "return_tensors": "pt"}
-    assert processor(image, **call).pixel_values.shape[-2:] == (4, 4)
-    assert processor(image, **call, do_resize=False).pixel_values.shape[-2:] == (10, 14)
-
-
-@pytest.mark.parametrize(
-    ("options", "sentence"),
-    [
-        ({"do_pad": True}, "no option 'do_pad'"),
-        ({"input_data_format": "channels_last"}, "no option 'input_data_format'"),
-        ({"do_normalise": False}, "did you mean 'do_normalize'"),
-    ],
-    ids=str,
-)
-def test_options_that_a_call_does_not_have_are_refused(options: dict, sentence: str) -> None:
-    with pytest.raises(rb.InputError, match=sentence):
-        GREY(pil(images(), 0), **options)
 
 
 @pytest.mark.parametrize(
@@ -271,8 +291,3 @@ def test_options_that_a_call_does_not_have_are_refused(options: dict, sentence: 
 def test_wrong_augmentation_is_refused(options: dict) -> None:
     with pytest.raises(rb.InputError, match="Augment has"):
         Augment(**options)
-
-
-def test_statistics_must_fit_the_channels() -> None:
-    with pytest.raises(rb.InputError, match="image_mean has 3 numbers, but num_channels=1"):
-        ResidualImageProcessor(num_channels=1, image_mean=[0.1, 0.2, 0.3])

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import datasets
 import numpy as np
 import PIL.Image
 import pytest
@@ -9,7 +10,13 @@ import torch
 import transformers
 
 import resbackbones as rb
-from resbackbones.vision import ResidualForImageClassification, ResidualImageProcessor
+from resbackbones.data import open_dataset
+from resbackbones.vision import (
+    ResidualForImageClassification,
+    ResidualImageProcessor,
+    choose_size,
+    open_image,
+)
 
 
 @pytest.mark.parametrize("channels", [1, 3, 5])
@@ -49,6 +56,48 @@ def test_the_pipeline(channels: int, tmp_path: Path) -> None:
         assert answer["score"] == pytest.approx(
             expected[model.config.label2id[answer["label"]]].item(), abs=1e-6
         )
+
+
+def test_the_pipeline_answers_at_the_size_of_training(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    digit = np.kron(np.random.default_rng(0).integers(0, 256, (7, 7)), np.ones((4, 4)))
+    image = PIL.Image.fromarray(digit.astype(np.uint8))
+    size, _ = choose_size(
+        open_dataset(datasets.Dataset.from_dict({"image": [image] * 4, "label": [0, 1, 0, 1]}))
+    )
+    model = ResidualForImageClassification.build(
+        "resnet20",
+        num_labels=3,
+        in_channels=1,
+        processor=ResidualImageProcessor(num_channels=1, size=size),
+    ).eval()
+    model.save_pretrained(tmp_path)
+    classify = transformers.pipeline("image-classification", model=str(tmp_path))
+    larger = [image.resize((side, side), PIL.Image.Resampling.NEAREST) for side in (56, 112)]
+    small, *answers = classify([image, *larger, image.resize((30, 41))], top_k=3, batch_size=4)
+    expected = model(**model.processor(image, return_tensors="pt")).logits.softmax(-1)[0]
+    for answer in small:
+        number = model.config.label2id[answer["label"]]
+        assert answer["score"] == pytest.approx(expected[number].item(), abs=1e-6)
+    for answer in answers[:2]:  # the same digit, larger
+        assert [a["label"] for a in answer] == [a["label"] for a in small]
+        assert [a["score"] for a in answer] == pytest.approx([a["score"] for a in small], abs=0.02)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_pipeline_takes_sixteen_bits_as_opened(channels: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = ResidualForImageClassification.build("resnet20", num_labels=3, in_channels=channels)
+    model.eval().save_pretrained(tmp_path)
+    ramp = np.linspace(30_000, 50_000, 400).astype(np.uint16).reshape(20, 20)
+    PIL.Image.fromarray(ramp).save(tmp_path / "ramp.png")
+    classify = transformers.pipeline("image-classification", model=str(tmp_path))
+    image = open_image({"bytes": None, "path": str(tmp_path / "ramp.png")})
+    with PIL.Image.open(tmp_path / "ramp.png") as raw:
+        values = model.processor(raw, return_tensors="pt")
+    assert values.pixel_values.unique().numel() > 50
+    expected = model(**values).logits.softmax(-1)[0].sort(descending=True).values.tolist()
+    assert [a["score"] for a in classify(image)] == pytest.approx(expected, abs=1e-6)
 
 
 def test_a_processor_of_other_channels_is_refused() -> None:

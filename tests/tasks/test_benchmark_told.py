@@ -1,12 +1,10 @@
 """The stated rule and what is written by it."""
 
 import json
-import re
 
 import pytest
 
-from resbackbones import report
-from tasks import _benchmark_report as told
+from tasks._benchmark import told
 
 ABOUT = {
     "hardware": {"cpu": "chip", "cores": 2, "memory_gib": 8, "gpu": None},
@@ -15,6 +13,7 @@ ABOUT = {
     "command": "python -m tasks.benchmark",
     "device": "cpu",
     "missing": "",
+    "quick": False,
 }
 
 
@@ -68,32 +67,6 @@ def test_the_rule_on_the_skip(plain, residual, verdict, words):
     found = told.judge(domain(plain, residual), "vision")
     assert found.skip[56].verdict == verdict
     assert f"at depth 56 {words}:" in found.sentence
-
-
-def test_two_seeds_are_held_to_a_wider_interval_than_three():
-    two = told.compare({0: 0.60, 1: 0.66}, {0: 0.50, 1: 0.53}, 10_000)
-    three = told.compare({0: 0.60, 1: 0.66, 2: 0.63}, {0: 0.50, 1: 0.53, 2: 0.515}, 10_000)
-    assert two.difference == pytest.approx(three.difference)
-    assert two.verdict == "nothing" and three.verdict == "better"
-    # Student's t with two degrees of freedom: 4.303 standard errors to each side.
-    assert three.high - three.difference == pytest.approx(4.3027 * 0.015 / 3**0.5, rel=1e-3)
-
-
-def test_seeds_are_paired():
-    # Seeds differ by far more than the arms do; only pairing shows that one is always ahead.
-    ours, theirs = {0: 0.52, 1: 0.72, 2: 0.93}, {0: 0.49, 1: 0.69, 2: 0.90}
-    assert told.compare(ours, theirs, 10_000).verdict == "better"
-    assert told.compare(ours, {2: 0.49, 0: 0.69, 1: 0.90}, 10_000).verdict == "nothing"
-    assert told.compare({0: 0.5, 5: 0.9}, {0: 0.4, 7: 0.1}, 100).ours == 0.5  # shared seeds only
-    assert told.compare({0: 0.5}, {1: 0.5}, 100) is None
-
-
-def test_a_small_test_split_cannot_carry_a_small_difference():
-    ours, theirs = dict.fromkeys(range(3), 0.92), dict.fromkeys(range(3), 0.88)
-    assert told.compare(ours, theirs, 10_000).verdict == "better"
-    few = told.compare(ours, theirs, 50)
-    assert few.verdict == "nothing" and few.margin == pytest.approx(2 * (0.9 * 0.1 / 50) ** 0.5)
-    assert told.compare(ours, theirs, 10_000).margin == told.MARGIN
 
 
 @pytest.mark.parametrize(
@@ -158,7 +131,7 @@ def test_half_a_run_is_told_as_far_as_it_goes():
     assert found.skip == {} and "depth itself" not in found.sentence
     only = told.judge([arm("baseline", value=0.7)], "vision")
     assert only.sentence == "Vision (digits): too few arms finished to say."
-    assert told.figures([arm("baseline")]) == []
+    assert told.plots([arm("baseline")]) == []
 
 
 def test_a_score_on_the_validation_split_is_called_so():
@@ -177,7 +150,7 @@ def run():
 
 def test_the_table_has_every_figure_asked_for():
     rows = told.table_rows(run())
-    assert len(told.HEADER) == 9 and {len(row) for row in rows} == {9}
+    assert len(told.HEADER) == 10 and {len(row) for row in rows} == {10}
     assert rows[0][:2] == ["vision", "plain pixels"]
     assert [row[1:3] for row in rows[1:5]] == [
         ["plain", "8"],
@@ -185,8 +158,8 @@ def test_the_table_has_every_figure_asked_for():
         ["plain", "56"],
         ["residual", "56"],
     ]
-    assert rows[3] == ["vision", "plain", "56", "1e+03".replace("1e+03", "1 k"), "2 M",
-                       "21.0 ± 1.0 %", "2.020", "1.5", "4"]  # fmt: skip
+    assert rows[3] == ["vision", "plain", "56", "3", "1 k", "2 M", "21.0 ± 1.0 %", "2.020", "1.5",
+                       "4"]  # fmt: skip
 
 
 def test_an_exploding_and_a_vanishing_ratio_are_shown():
@@ -195,25 +168,56 @@ def test_an_exploding_and_a_vanishing_ratio_are_shown():
         record["gradient_ratio"] = None if record["arm"] == "plain" else 0.0  # None: infinite
         record["gradient_profile"] = [1.0, 0.0] if record["arm"] == "plain" else [0.0, 1.0]
     assert [row[-1] for row in told.table_rows(records)] == ["inf", "0"]
-    assert len(told.figures(records)) == 3  # and a profile with a zero breaks no logarithm
+    assert len(told.plots(records)) == 3  # and a profile with a zero breaks no logarithm
+    assert told.page(records, ABOUT).html().count("<svg") == 3
 
 
-def test_the_markdown_report_holds_sentence_table_and_rule():
-    text = told.markdown(run(), ABOUT)
-    assert "- Vision (digits): at depth 56 the skip helped" in text
-    assert report.markdown_table(told.HEADER, told.table_rows(run()), left=2) in text
-    assert told.RULE in text and "Unfinished" not in text
-    assert "Unfinished: 3 of 9" in told.markdown(run(), ABOUT | {"missing": "3 of 9"})
+def test_the_cards_say_the_verdicts_of_the_sentence_with_their_figures():
+    vision, speech = told.page(run(), ABOUT).cards
+    assert (vision.title, vision.subtitle) == ("Vision", "digits, 3 seeds")
+    assert [(v.about, v.says, v.kind) for v in vision.verdicts] == [
+        ("depth 56", "skip helped", "good"),
+        ("depth 8", "nothing measurable", "none"),
+        ("depth itself", "nothing measurable", "none"),
+        ("best net", "level", "none"),
+    ]
+    assert vision.verdicts[0].sides == pytest.approx({"residual": 0.91, "plain": 0.21})
+    assert (
+        vision.verdicts[0].detail.endswith(", 3 seeds") and "interval" in vision.verdicts[0].detail
+    )
+    assert "at depth 56 the skip helped" in vision.sentence
+    assert speech.subtitle == "synthesised speech, 3 seeds" and len(speech.verdicts) == 1
+    harmed = told.judge(domain([0.9, 0.91, 0.92], [0.2, 0.21, 0.22]), "vision").card("")
+    assert [(v.says, v.kind) for v in harmed.verdicts] == [("skip harmed", "bad")]
+    single = told.judge(domain([0.9], [0.2]), "vision").card("")
+    assert [(v.says, v.kind) for v in single.verdicts] == [("one seed", "none")]
 
 
-def test_the_page_is_one_file_that_needs_no_other():
-    text = told.page(run(), ABOUT | {"missing": "<b> of 9"})
-    assert text.count("<svg") == text.count("</svg>") == 3
-    assert text.count("<article>") == 2 and "Unfinished: &lt;b&gt; of 9" in text
-    # Nothing is fetched: every address stands in a namespace or a metadata field.
-    assert not re.findall(r'(?:src|href)="(?!#)(?!http://www.w3.org)[^"]+"', text)
-    assert "<script" not in text and "@import" not in text
-    assert "synthesised speech" in text
+def test_how_many_seeds_stands_in_sentence_table_cards_and_plots():
+    page = told.page(run(), ABOUT)
+    assert "points, 95 % interval +70.0 to +70.0, 3 seeds)" in page.cards[0].sentence
+    assert page.header[3] == "seeds" and {row[3] for row in page.rows} == {"-", "3"}
+    assert {panel.title for panel in page.plots[0].panels} == {"Vision, 3 seeds", "Speech, 3 seeds"}
+    uneven = [r for r in run() if (r["arm"], r["depth"], r["seed"]) != ("plain", 56, 2)]
+    assert told.page(uneven, ABOUT).cards[0].subtitle == "digits, 2 to 3 seeds"
+    assert told.page([arm("baseline")], ABOUT).cards[0].subtitle == "digits, no net yet"
+
+
+def test_a_quick_and_an_unfinished_run_are_flagged_wherever_they_are_told():
+    page = told.page(run(), ABOUT | {"quick": True, "missing": "<b> of 9"})
+    for text in (page.text(200), page.markdown(), page.html()):
+        assert "a look, not a claim" in text and "Unfinished: " in text
+    assert "Unfinished: &lt;b&gt; of 9" in page.html()
+    whole = told.page(run(), ABOUT)
+    assert "not a claim" not in whole.text() + whole.markdown() + whole.html()
+
+
+def test_the_report_holds_sentence_table_rule_and_data():
+    page = told.page(run(), ABOUT)
+    assert "- Vision (digits): at depth 56 the skip helped" in page.markdown()
+    assert told.RULE in page.markdown() and page.table() in page.markdown()
+    assert page.html().count("<svg") == 3 * 2 and page.html().count("<article>") == 2
+    assert "On 2 x chip; python 3.11; commit abc; `python -m tasks.benchmark`." in page.markdown()
 
 
 def test_records_survive_json():

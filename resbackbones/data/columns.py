@@ -1,0 +1,320 @@
+"""`Source`: rows with their roles; the columns of a table, found or told."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow.compute
+import torch
+from torch import Tensor
+
+from resbackbones.data.items import fingerprint
+from resbackbones.data.targets import Column, Target
+from resbackbones.errors import InputError, nearest
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+# What columns are usually called, in lower case. Where two fit, the user decides.
+USUAL = {
+    "image": ("image", "img", "picture", "photo"),
+    "audio": ("audio", "speech", "sound", "wav"),
+    "text": (
+        *("text", "sentence", "question", "content", "review", "utterance", "query", "tweet"),
+        *("document", "message", "phrase", "headline"),
+    ),
+    "group": ("speaker", "speaker_id", "client_id", "group", "group_id"),
+}
+MEDIA = {
+    "image": (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"),
+    "audio": (".wav", ".flac", ".ogg", ".mp3", ".opus", ".aif", ".aiff"),
+}
+ROWS_READ = 1000  # whose content enters a fingerprint
+
+
+@dataclass(frozen=True)
+class Source:
+    """One split of a data set.
+
+    Attributes:
+        dataset: the rows. An image or audio column holds `{"bytes", "path"}`, not decoded.
+        columns: role -> column: "input", the target's role and, where items come in groups,
+            "group"; "file" where a text is the content of a file.
+        target: what is to be predicted.
+        name: where it comes from and which split it is, for messages.
+        numbers: `(N,)` each row's number in the split as it was opened, from 0; None while all are
+            there.
+
+    >>> from datasets import Dataset
+    >>> from resbackbones.data import open_dataset
+    >>> pets = Dataset.from_dict({"text": ["woof", "purr", "meow"], "label": ["dog", "cat", "cat"]})
+    >>> source = open_dataset(pets)
+    >>> source.target.names, source.targets()
+    (('cat', 'dog'), tensor([1, 0, 0]))
+    >>> source.select([2]).row_name(0)
+    'row 3 of the given data set [train]'
+    """
+
+    dataset: "Dataset"
+    columns: Mapping[str, str]
+    target: Target
+    name: str
+    numbers: Tensor | None = field(default=None, compare=False, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def targets(self) -> Any:
+        """What is to be predicted for each row, as `target.values` gives it: int64 `(N,)` of
+        `Classes`, N strings of `Transcripts`, None of `NoTarget`.
+
+        Raises:
+            InputError: a row whose cell is no such target.
+        """
+        return self.target.values(self.column())
+
+    def column(self, listed: tuple[str, ...] | None = None) -> Column:
+        """The target's column; `listed`: the names in `labels.json`."""
+        if not self.target.role:
+            return Column("", (), self.name, self.row_name)
+        name = self.columns[self.target.role]
+        cells = [None if cell != cell else cell for cell in plain_values(self.dataset, name)]
+        names = getattr(self.dataset.features[name], "names", None)
+        typed = None if names is None else tuple(names)
+        return Column(name, cells, self.name, self.row_name, typed, listed)
+
+    def select(self, rows: Sequence[int] | Tensor) -> "Source":
+        """The rows at these positions, in this order; `row_name` still names them as opened."""
+        rows = torch.as_tensor(rows, dtype=torch.int64)
+        numbers = rows if self.numbers is None else self.numbers[rows]
+        return replace(self, dataset=self.dataset.select(rows.tolist()), numbers=numbers)
+
+    def row_name(self, row: int) -> str:
+        """What a person would look for: the file, or the row's number, from 1, in the split as
+        opened."""
+        column = self.columns.get("file", self.columns["input"])
+        (value,) = plain_values(self.dataset, column, slice(row, row + 1))
+        if "file" in self.columns:
+            return value
+        if isinstance(value, dict) and value["bytes"] is None and value["path"]:
+            return value["path"]
+        number = row if self.numbers is None else int(self.numbers[row])
+        return f"row {number + 1} of {self.name}"
+
+    def sizes(self) -> np.ndarray:
+        """Bytes of each row's input, int64 `(N,)`; of none that is missing, -1. Nothing but the
+        sizes is read."""
+        sizes = []
+        for cells in _chunks(self.dataset, self.columns["input"]):
+            if not pyarrow.types.is_struct(cells.type):
+                part = pyarrow.compute.binary_length(cells).to_pylist()
+            else:
+                held = pyarrow.compute.struct_field(cells, "bytes")
+                part = pyarrow.compute.binary_length(held).to_pylist()
+                paths = pyarrow.compute.struct_field(cells, "path").to_pylist()
+                part = [
+                    os.path.getsize(path)
+                    if size is None and path and os.path.isfile(path)
+                    else size
+                    for size, path in zip(part, paths, strict=True)
+                ]
+            sizes += [-1 if size is None else size for size in part]
+        return np.array(sizes, dtype=np.int64)
+
+    def contents(self, rows: Sequence[int], most: int | None = None) -> Iterator[bytes]:
+        """These rows' inputs as they are kept, one after the other: the bytes of a file or of a
+        text; b"" where it is missing. `most`: no more than so many bytes, from the middle."""
+        for cells in _chunks(self.dataset.select(rows), self.columns["input"]):
+            for cell in cells:
+                in_file = pyarrow.types.is_struct(cell.type) and cell.is_valid
+                held = cell["bytes"] if in_file else cell
+                if held.is_valid:
+                    buffer = memoryview(held.as_buffer())
+                    start = 0 if most is None else max(0, (len(buffer) - most) // 2)
+                    yield bytes(buffer[start : None if most is None else start + most])
+                elif in_file and (path := cell["path"].as_py()) and os.path.isfile(path):
+                    with open(path, "rb") as file:
+                        if most is not None:
+                            file.seek(max(0, (os.path.getsize(path) - most) // 2))
+                        yield file.read(most)
+                else:
+                    yield b""
+
+    def fingerprint(self) -> str:
+        """sha256, in hexadecimal, over the columns, the targets, the rows' numbers and sizes, and
+        the content of up to 1,000 rows evenly spread. The same wherever the files lie."""
+        numbers = torch.arange(len(self)) if self.numbers is None else self.numbers
+        told = [sorted(self.columns.items()), repr(self.target), self.targets(), numbers]
+        read = min(ROWS_READ, len(self))
+        contents = self.contents([number * len(self) // read for number in range(read)])
+        return fingerprint(chain(_flat([*told, self.sizes()]), contents))
+
+
+def plain_values(dataset: "Dataset", column: str, rows: slice = slice(None)) -> list[Any]:
+    """Part of a column as plain values, nothing decoded."""
+    return dataset.select_columns([column]).with_format("arrow")[rows].column(0).to_pylist()
+
+
+def _chunks(dataset: "Dataset", column: str, size: int = 1024) -> Iterator[Any]:
+    """A column as Arrow arrays of up to `size` cells; none is copied."""
+    table = dataset.select_columns([column]).with_format("arrow")
+    for start in range(0, len(dataset), size):
+        yield table[start : start + size].column(0)
+
+
+def _flat(value: Any) -> Iterator[bytes | str]:
+    """A value as parts for a fingerprint, no two different ones alike."""
+    if isinstance(value, Tensor):
+        value = value.detach().cpu().numpy()
+    if isinstance(value, np.ndarray):
+        yield f"{value.dtype.str} {value.shape}"
+        yield value.tobytes()
+    elif isinstance(value, Mapping):
+        yield from _flat(sorted(value.items()))
+    elif isinstance(value, list | tuple):
+        yield f"{len(value)} of"
+        for each in value:
+            yield from _flat(each)
+    else:
+        yield repr(value)
+
+
+# Which column is what
+
+
+def find_columns(
+    dataset: "Dataset",
+    told: Mapping[str, str | None],
+    kind: str | None,
+    target: Target,
+    name: str,
+    hint: str = "",
+) -> tuple[dict[str, str], str]:
+    """Role -> column, and the kind of the input.
+
+    Args:
+        told: role -> column, None to find it, "" for none; names are matched as `_match` does.
+        kind: "image", "audio" or "text", None to find it.
+        name, hint: the split's name, and what else to say where a column is not found.
+
+    Raises:
+        InputError: a missing, wrong or ambiguous column.
+    """
+    types = {column: type(feature).__name__ for column, feature in dataset.features.items()}
+    for column in types:
+        if types[column] == "Value":
+            types[column] = dataset.features[column].dtype.removeprefix("large_")
+    listed = "its columns are " + ", ".join(f"{column!r} ({types[column]})" for column in types)
+    listed += hint
+    roles = ("input", *filter(None, [target.role]), "group")
+    columns: dict[str, str] = {}
+    for role, column in told.items():
+        if role not in roles and (column or role != "label"):
+            raise InputError(f"{role!r} is no role of a column; {nearest(role, roles)}")
+        if column:
+            if (match := _match(column, types)) is None:
+                raise InputError(f"{name} has no column {column!r} to use as {role}; {listed}")
+            columns[role] = match
+
+    def free() -> list[str]:
+        return [column for column in types if column not in columns.values()]
+
+    def usual(names: Sequence[str]) -> list[str]:
+        return [column for column in free() if column.strip().lower() in names]
+
+    def choose(role: str, fitting: list[str], preferred: list[str]) -> str:
+        if len(fitting) > 1:
+            fitting = [column for column in fitting if column in preferred] or fitting
+        if len(fitting) == 1:
+            return fitting[0]
+        several = f"several {role} columns ({', '.join(map(repr, fitting))})"
+        flag = role if role in roles else "input"
+        raise InputError(
+            f"{name} has {several if fitting else f'no {role} column'} to find by type or usual "
+            f"name; {listed}, so say which to use (--{flag}-column)"
+        )
+
+    if target.role and target.role not in columns:
+        typed = [column for column in free() if target.typed(dataset.features[column])]
+        known = usual(target.usual)
+        fitting = [column for column in free() if column in typed or column in known]
+        both = [column for column in typed if column in known]
+        columns[target.role] = choose(target.role, fitting, both)
+    if told.get("group") is None and (groups := usual(USUAL["group"])):
+        columns["group"] = choose("group", groups, [])
+    if "input" in columns:
+        if (found := _kind(dataset, columns["input"], kind)) is None:
+            raise InputError(
+                f"column {columns['input']!r} of {name} cannot be read as {kind or 'an input'}; "
+                f"{listed}, so name another column (--input-column) or kind"
+            )
+        return columns, found
+    kinds = {c: found for c in free() if (found := _kind(dataset, c, kind)) is not None}
+    media = [column for column in kinds if kinds[column] in MEDIA]
+    preferred = [column for column in kinds if column.strip().lower() in USUAL[kinds[column]]]
+    columns["input"] = choose(kind or "input", media or list(kinds), preferred)
+    return columns, kinds[columns["input"]]
+
+
+def _match(column: str, known: Sequence[str] | Mapping[str, Any]) -> str | None:
+    """The column of this name, else the only one that differs in case or surrounding blanks alone.
+
+    >>> _match("label", ["text", " Label"]), _match("label", ["Label", "LABEL"])
+    (' Label', None)
+    """
+    if column in known:
+        return column
+    alike = [each for each in known if each.strip().lower() == column.strip().lower()]
+    return alike[0] if len(alike) == 1 else None
+
+
+def _kind(dataset: "Dataset", column: str, wanted: str | None) -> str | None:
+    """What a column can be read as; None when that is nothing, or not what is wanted."""
+    feature = dataset.features[column]
+    kind: str | None = type(feature).__name__.lower()
+    if _is_string(feature):
+        paths = [] if wanted == "text" else plain_values(dataset, column, slice(8))
+        kind = _medium(paths) or "text"
+    elif isinstance(feature, dict) and set(feature) == {"bytes", "path"}:
+        paths = [value["path"] for value in plain_values(dataset, column, slice(8)) if value]
+        by_name = next((m for m in MEDIA if column.strip().lower() in USUAL[m]), None)
+        kind = _medium(paths) or by_name or wanted
+    elif kind not in MEDIA:
+        kind = None
+    return kind if wanted in (None, kind) else None
+
+
+def _medium(paths: list[str | None]) -> str | None:
+    """What the endings of all these file names speak of."""
+    named = [path.lower() for path in paths if path]
+    for medium, endings in MEDIA.items():
+        if named and all(path.endswith(endings) for path in named):
+            return medium
+    return None
+
+
+def has_media(dataset: "Dataset") -> bool:
+    """Whether a column holds images or audio, or paths of them."""
+    return any(_kind(dataset, column, None) in MEDIA for column in dataset.column_names)
+
+
+def _is_string(feature: Any) -> bool:
+    return getattr(feature, "dtype", None) in ("string", "large_string")
+
+
+def as_media(dataset: "Dataset", column: str, kind: str, folder: Path) -> "Dataset":
+    """The column as `{"bytes", "path"}`, not decoded; the paths of a string column start at
+    `folder`."""
+    import datasets
+
+    feature = {"image": datasets.Image, "audio": datasets.Audio}[kind](decode=False)
+    if _is_string(dataset.features[column]):
+        paths = [path and os.path.join(folder, path) for path in plain_values(dataset, column)]
+        # Added before the other goes: a table without columns has no rows.
+        dataset = dataset.rename_column(column, f"{column} as text").add_column(column, paths)
+        dataset = dataset.remove_columns(f"{column} as text")
+    return dataset.cast_column(column, feature)

@@ -1,0 +1,240 @@
+"""From files to waveforms: recordings are opened, cut, mixed to one channel and resampled.
+
+soundfile alone decodes (WAV, FLAC, OGG, MP3); clips are kept as 16-bit numbers. How long recordings
+are is read from their headers first, so that one of an hour among words costs what a word does.
+"""
+
+import contextlib
+import functools
+import io
+import math
+import os
+import statistics
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO, Literal
+
+import numpy as np
+import soundfile
+import torch
+from torch import Tensor
+
+from resbackbones.data import Source, read
+from resbackbones.errors import InputError
+from resbackbones.speech.frontend import resample
+
+FULL_SCALE = 32768  # of 16-bit samples
+LEAST_LIMIT = 10.0  # seconds that are never too long
+OUTLIER = 4.0  # times the median length, from which on a recording is too long
+AT_ONCE = 1 << 20  # samples listened to at a time, padding included
+NO_LENGTH = 1 << 62  # libsndfile's count of samples, or more, where the header has none
+
+
+@dataclass(frozen=True)
+class Clips:
+    """Decoded recordings.
+
+    Attributes:
+        waveforms: int16 `(samples,)` each, one channel.
+        sampling_rate: in Hz.
+        labels: int64 `(N,)`.
+        names: of the labels.
+        rows: row of each clip in its source.
+        skipped: the bad recordings left out, "name: reason".
+        max_seconds: no clip is longer.
+        cut: the recordings that were, "name: seconds".
+        source: where they come from.
+    """
+
+    waveforms: list[Tensor]
+    sampling_rate: int
+    labels: Tensor
+    names: tuple[str, ...]
+    rows: list[int]
+    skipped: list[str]
+    max_seconds: float = math.inf
+    cut: list[str] = field(default_factory=list)
+    source: Source | None = None
+
+    def __len__(self) -> int:
+        return len(self.waveforms)
+
+    @property
+    def seconds(self) -> list[float]:
+        """How long each clip is."""
+        return [len(waveform) / self.sampling_rate for waveform in self.waveforms]
+
+    def found(self) -> str:
+        """A sentence on how long the clips are, and which were cut.
+
+        >>> waveforms = [torch.zeros(8000), torch.zeros(80000)]
+        >>> cut = ["talk.flac: 3600 s"]
+        >>> Clips(waveforms, 8000, torch.tensor([0, 1]), ("no", "yes"), [0, 1], [], 10, cut).found()
+        'clips last 1 to 10 s; 1 recording is cut to the first 10 s (talk.flac: 3600 s)'
+        """
+        shortest, longest = f"{min(self.seconds):.3g}", f"{max(self.seconds):.3g}"
+        found = f"clips last {shortest if shortest == longest else f'{shortest} to {longest}'} s"
+        if not self.cut:
+            return found
+        some = ", ".join(self.cut[:3])
+        more = f", and {len(self.cut) - 3} more" if len(self.cut) > 3 else ""
+        count = "1 recording is" if len(self.cut) == 1 else f"{len(self.cut)} recordings are"
+        return f"{found}; {count} cut to the first {self.max_seconds:g} s ({some}{more})"
+
+
+def read_clips(
+    source: Source,
+    sampling_rate: int,
+    on_bad: Literal["error", "skip"] = "error",
+    max_seconds: float | None = None,
+) -> Clips:
+    """Decode every recording of a source, mixed to one channel, at `sampling_rate` Hz.
+
+    Args:
+        on_bad: "error" names the first bad recording, "skip" leaves bad ones out and lists them.
+        max_seconds: of a longer recording only so much of its beginning is decoded, and it is
+            listed in `cut`; None means four times the median length, but 10 s at least.
+
+    Raises:
+        InputError: a recording that cannot be read, is empty or cut short, by name; or a
+            `max_seconds` that is no time.
+    """
+    _check_limit(max_seconds)
+    headers = read(source, duration, on_bad)
+    if max_seconds is None:
+        max_seconds = max(LEAST_LIMIT, OUTLIER * statistics.median(headers.items))
+    good = source.select(headers.rows) if headers.skipped else source
+    bodies = read(
+        good,
+        functools.partial(decode, sampling_rate=sampling_rate, max_seconds=max_seconds),
+        on_bad,
+    )
+    rows = [headers.rows[row] for row in bodies.rows]
+    lengths = [headers.items[row] for row in bodies.rows]
+    return Clips(
+        bodies.items,
+        sampling_rate,
+        source.targets()[rows],
+        source.target.names,
+        rows,
+        headers.skipped + bodies.skipped,
+        max_seconds,
+        [
+            f"{source.row_name(row)}: {seconds:.{0 if seconds >= 100 else 1}f} s"
+            for row, seconds in zip(rows, lengths, strict=True)
+            if seconds > max_seconds
+        ],
+        source,
+    )
+
+
+def duration(value: Any) -> float:
+    """Seconds that a recording lasts, by its header.
+
+    Args:
+        value: a path, or `{"bytes", "path"}` of which one may be None.
+
+    Raises:
+        InputError: as `decode`, for what the header tells.
+    """
+    with _opened(value) as file:
+        return file.frames / file.samplerate
+
+
+def decode(value: Any, sampling_rate: int, max_seconds: float | None = None) -> Tensor:
+    """One recording as int16 `(samples,)`.
+
+    Args:
+        value: a path, or `{"bytes", "path"}` of which one may be None.
+        sampling_rate: to resample to, in Hz.
+        max_seconds: stop there; None means decode all.
+
+    Raises:
+        InputError: the file is empty, cut short, damaged, of an unknown format or of an unknown
+            length; or a `max_seconds` that is not above 0.
+    """
+    _check_limit(max_seconds)
+    samples, rate = _samples(value, max_seconds)
+    sound = resample(samples, rate, sampling_rate)
+    return (sound * FULL_SCALE).round_().clamp_(-FULL_SCALE, FULL_SCALE - 1).to(torch.int16)
+
+
+def _check_limit(max_seconds: float | None) -> None:
+    if max_seconds is not None and not max_seconds > 0:
+        raise InputError(f"max_seconds={max_seconds!r} must be a time above 0, in seconds")
+
+
+def _samples(value: Any, max_seconds: float | None) -> tuple[np.ndarray, int]:
+    """One recording as float32 `(samples,)`, its channels averaged, and its sampling rate."""
+    with _opened(value) as file:
+        rate, wanted = file.samplerate, file.frames
+        if max_seconds is not None and max_seconds * rate < wanted:
+            wanted = math.ceil(max_seconds * rate)
+        # In one call: soundfile seeks after each, and an MP3 then goes on a little otherwise.
+        samples = file.read(wanted, dtype="float32", always_2d=True)
+    if len(samples) < wanted:
+        raise InputError(f"the file is cut short ({len(samples)} of {wanted} samples are there)")
+    if not np.isfinite(samples).all():
+        raise InputError("the file holds samples that are not finite")
+    return samples.mean(1), rate
+
+
+def chunks(samples: list[int]) -> Iterator[tuple[int, int]]:
+    """Cut a list of clips of so many samples into runs `[first, last)` that, padded to their
+    longest, hold 2^20 samples at most, about a minute of sound; a longer clip is alone.
+
+    >>> list(chunks([600_000, 400_000, 600_000, 2_000_000, 1]))
+    [(0, 1), (1, 2), (2, 3), (3, 4), (4, 5)]
+    >>> list(chunks([400_000, 500_000, 600_000]))
+    [(0, 2), (2, 3)]
+    """
+    first, longest = 0, 0
+    for index, count in enumerate(samples):
+        longest = max(longest, count)
+        if index > first and longest * (index + 1 - first) > AT_ONCE:
+            yield first, index
+            first, longest = index, count
+    yield first, len(samples)
+
+
+@contextlib.contextmanager
+def _opened(value: Any) -> Iterator[soundfile.SoundFile]:
+    """A recording whose header has been read; what soundfile cannot do becomes an InputError."""
+    if not isinstance(value, dict):
+        value = {"path": value}
+    content = value.get("bytes")
+    with io.BytesIO(content) if content is not None else open(value["path"], "rb") as stream:
+        size = stream.seek(0, os.SEEK_END)
+        if not size:
+            raise InputError("the file is empty (0 bytes)")
+        if missing := _missing_bytes(stream, size):
+            raise InputError(f"the file is cut short ({missing} bytes of sound are missing)")
+        stream.seek(0)
+        try:
+            with soundfile.SoundFile(stream) as file:
+                if not file.frames:
+                    raise InputError("the file holds no samples")
+                if file.frames >= NO_LENGTH:
+                    raise InputError("its header does not say how long it is")
+                yield file
+        except soundfile.LibsndfileError as error:
+            reason = error.error_string.removeprefix("Error : ").rstrip(".")
+            raise InputError(f"soundfile cannot decode it ({reason})") from error
+
+
+def _missing_bytes(stream: BinaryIO, size: int) -> int:
+    """Bytes a WAV file declares but does not have: libsndfile reads what is left without a word."""
+    stream.seek(0)
+    start = stream.read(12)
+    if start[:4] != b"RIFF" or start[8:] != b"WAVE":
+        return 0
+    position = 12
+    while position + 8 <= size:
+        stream.seek(position)
+        name, length = struct.unpack("<4sI", stream.read(8))
+        if name == b"data":
+            streamed = length >= 0xFFFFFF00  # a recorder that wrote to a pipe could not know it
+            return 0 if streamed else max(0, position + 8 + length - size)
+        position += 8 + length + length % 2
+    return 0

@@ -1,0 +1,265 @@
+"""One arm of `tasks.benchmark`, run in a worker process: a baseline, or a net of one seed.
+
+The nets are He et al.'s three-stage CIFAR nets (2015, section 4.2) in each domain's rank. Their
+shortcuts pad with zeros, so that plain and residual nets have exactly the same parameters, and
+`init="he"` draws the same initial weights for both from one seed.
+"""
+
+import functools
+import importlib
+import math
+import threading
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from resbackbones.core.layers import Stage, Stem
+from resbackbones.core.spec import BackboneSpec
+from resbackbones.report import rows_digest
+from tasks._benchmark import data
+
+if TYPE_CHECKING:
+    from resbackbones.train.options import Device
+    from tasks._recipe import Experiment, Recipe
+
+TOKENS = 32  # of a text; the baseline reads it whole
+SIDE = 64  # pixels of an image, at most: the nets are for small ones
+# The recipe of a domain, and what is other than its defaults: plain training, nothing varied.
+RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
+    "vision": (
+        "tasks.vision.classify_images",
+        {"augment": False, "learning_rate": 0.05, "epochs": 6},
+    ),
+    "speech": (
+        "tasks.speech.spot_keywords",
+        {"augment": False, "optimizer": "sgd", "learning_rate": 0.05, "epochs": 6, "budget": None},
+    ),
+    "text": (
+        "tasks.text.classify_text",
+        {
+            "ngrams": False,
+            "vocab_size": 10_000,
+            "max_length": TOKENS,
+            "dropout": 0.0,
+            "embedding_dropout": 0.0,
+            "word_dropout": 0.0,
+            "optimizer_arguments": {},
+            "epochs": 4,
+        },
+    ),
+}
+SHARED = {
+    "batch_size": 64,
+    "least_updates": 1,
+    "weight_decay": 0.0,
+    "label_smoothing": 0.0,
+    "schedule": "one_cycle",
+    "clip": 5.0,
+    "keep": "last",
+    # Rounding to bfloat16 would be one more difference between shallow and deep.
+    "precision": "float32",
+    "progress": False,
+}
+QUICK_ROWS = {"vision": 500, "speech": 450, "text": 1000}  # of training, with --quick
+
+
+@dataclass(frozen=True)
+class Job:
+    """A baseline (no depth, no seed) or one net."""
+
+    domain: str
+    arm: str  # "baseline", "plain" or "residual"
+    depth: int | None = None
+    seed: int | None = None
+
+    def __str__(self) -> str:
+        if self.arm == "baseline":
+            return f"{self.domain} baseline"
+        return f"{self.domain} {self.arm} depth {self.depth} seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all arms of a run share. `data`: domain -> what `open_splits` takes, None = default."""
+
+    data: Mapping[str, str | None]
+    cache: Path = Path("runs/cache")
+    quick: bool = False
+    epochs: int | None = None
+    train_limit: int | None = None
+    on_bad: str = "error"
+    device: "Device" = "cpu"
+
+    def identity(self) -> dict[str, Any]:
+        """What must agree for two runs to share records, as JSON."""
+        names = {
+            domain: where or data.default_folder(domain, self.cache).name
+            for domain, where in self.data.items()
+        }
+        return {
+            "data": names,
+            "quick": self.quick,
+            "epochs": self.epochs,
+            "train_limit": self.train_limit,
+            "on_bad": self.on_bad,
+        }
+
+
+TEXTS = ("domain", "arm", "metric", "dataset", "about_data", "split")
+NUMBERS = ("value", "seconds", "test_rows")
+OF_A_NET = ("depth", "seed", "parameters", "macs", "validation", "train_loss")
+
+
+def fault(record: Any) -> str | None:
+    """What keeps a line of `records.jsonl` from being told, as "has no seed"; None where it can."""
+    if not isinstance(record, dict):
+        return "is no record"
+    net = record.get("arm") != "baseline"
+    for name in TEXTS if net else (*TEXTS, "name"):
+        if not isinstance(record.get(name), str):
+            return f"has no {name}"
+    for name in (*NUMBERS, *OF_A_NET) if net else NUMBERS:
+        if not _is_number(record.get(name)):
+            return f"has no {name}"
+    profile = record.get("gradient_profile")
+    if net and not (isinstance(profile, list) and profile and all(map(_is_number, profile))):
+        return "has no gradient_profile"
+    rest = {"gradient_ratio"} if net else {"depth", "seed", "held_out"}
+    return f"has no {min(rest - record.keys())}" if rest - record.keys() else None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def spec(domain: str, depth: int) -> BackboneSpec:
+    """The residual net of a domain: stem, three stages of (depth - 2) / 6 basic blocks, no tail."""
+    widths = (16, 24, 32) if domain == "vision" else (24, 32, 48)
+    kernel = 5 if domain == "speech" else 3
+    stages = tuple(
+        Stage(width, (depth - 2) // 6, stride=1 if width == widths[0] else 2, kernel=kernel)
+        for width in widths
+    )
+    channels, dims = {"vision": (3, 2), "speech": (40, 1), "text": (48, 1)}[domain]
+    stem = Stem(widths[0], kernel)
+    return BackboneSpec(stages, stem=stem, shortcut="pad", dims=dims, in_channels=channels)
+
+
+def run(settings: Settings, job: Job) -> dict[str, Any]:
+    """Run one arm; its line of `records.jsonl`."""
+    import torch
+    from tqdm import tqdm
+
+    torch.set_num_threads(1)
+    # Its own lock is shared between processes, and outlives a killed one.
+    tqdm.set_lock(threading.RLock())
+    limit = settings.train_limit or (QUICK_ROWS[job.domain] if settings.quick else None)
+    where = settings.data[job.domain] or str(data.default_data(job.domain, settings.cache))
+    config, made = opened(
+        job.domain, where, limit, settings.epochs, settings.on_bad, settings.device
+    )
+    found = _baseline(made) if job.arm == "baseline" else _net(config, made, job)
+    name = Path(where).name if settings.data[job.domain] else data.NAMES[job.domain]
+    name += f", first {TOKENS} words" * (job.domain == "text")
+    return {
+        "domain": job.domain,
+        "arm": job.arm,
+        "depth": job.depth,
+        "seed": job.seed,
+        "parameters": None,
+        "macs": None,
+        "metric": "accuracy",
+        "train_loss": None,
+        "gradient_ratio": None,
+        "gradient_profile": None,
+        "dataset": name,
+        "about_data": f"{name}, {_about(made)}",
+        "split": "validation" if made.splits.test is None else "test",
+        "test_rows": len(made.test),
+    } | found
+
+
+@functools.lru_cache(maxsize=3)  # a worker takes many arms of a domain
+def opened(
+    domain: str, where: str, limit: int | None, epochs: int | None, on_bad: Any, device: Any
+) -> tuple["Recipe", "Experiment"]:
+    """The domain's recipe on these data, with its shallowest residual net."""
+    from resbackbones.vision import choose_size
+
+    module, own = RECIPES[domain]
+    recipe: Any = importlib.import_module(module)
+    config = recipe.Config(
+        data=where,
+        spec=spec(domain, 8),
+        train_limit=limit,
+        on_bad=on_bad,
+        device=device,
+        **{**SHARED, **own, **({} if epochs is None else {"epochs": epochs})},
+    )
+    if domain == "vision" and max(choose_size(config.open("image").train)[0].values()) > SIDE:
+        config = replace(config, image_size=SIDE)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that texts are cut stands in the report
+        return config, recipe.experiment(config)
+
+
+def _about(made: "Experiment") -> str:
+    """The data in a few words, for the report."""
+    assert made.validation is not None
+    held = " (held out of train)" if made.splits.held_out else ""
+    rows = [f"{len(made.train):,} training", f"{len(made.validation):,} validation{held}"]
+    if made.splits.test is not None:
+        rows.append(f"{len(made.test):,} test")
+    skipped = f", {len(made.skipped)} damaged ones left out" if made.skipped else ""
+    classes = len(made.splits.train.target.names)
+    return f"{classes} classes, {', '.join(rows[:-1])} and {rows[-1]} rows{skipped}"
+
+
+def _baseline(made: "Experiment") -> dict[str, Any]:
+    began = time.monotonic()
+    name, confusion = made.baseline()
+    return {
+        "name": name,
+        "value": confusion.compute()["accuracy"],
+        "seconds": time.monotonic() - began,
+        "held_out": rows_digest(made.splits.held_out),  # once per domain is enough
+    }
+
+
+def _net(config: "Recipe", made: "Experiment", job: Job) -> dict[str, Any]:
+    import torch
+
+    from resbackbones import count_macs, count_parameters, diagnose
+    from resbackbones.core.diagnose import gradient_ratio
+    from resbackbones.train import Diverged, StillAtChance, evaluate, feed, fit
+
+    assert job.depth is not None and job.seed is not None
+    torch.manual_seed(job.seed)
+    skip = "identity" if job.arm == "residual" else "none"
+    model = made.build(stages=spec(job.domain, job.depth).stages, skip=skip).to(config.where)
+    rows = torch.randperm(len(made.train), generator=torch.Generator().manual_seed(job.seed))
+    batch = feed.there(made.train.__getitems__(rows[:64].tolist()), config.where)
+    profile = diagnose.gradient_profile(model, batch)
+    example = feed.there(made.test.__getitems__([0]), config.where)
+    del example["labels"]
+    made.train.seed = job.seed
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", StillAtChance)  # here that is a finding
+            result = fit(model, made.train, options=replace(config, seed=job.seed))
+    except Diverged as error:  # costs this arm, not the run
+        raise RuntimeError(str(error)) from error
+    ratio = gradient_ratio(profile)
+    return {
+        "parameters": count_parameters(model),
+        "macs": count_macs(model, example),
+        "value": evaluate(model, made.test)["accuracy"],
+        "validation": evaluate(model, made.validation)["accuracy"],
+        "train_loss": result.history[-1]["train_loss"],
+        "seconds": result.seconds,
+        "gradient_ratio": ratio if math.isfinite(ratio) else None,
+        "gradient_profile": [block.norm for block in profile],
+    }

@@ -1,0 +1,474 @@
+"""What every recipe shares: its fields, its command line, and all that happens around a training.
+
+A recipe is a `Config` of its own few fields and an `experiment` that says what is trained on what;
+seeds, evaluation, saving, printing and recording happen here, once, also under `torchrun`.
+"""
+
+import math
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar
+
+import torch
+import transformers
+import tyro
+
+from resbackbones import report
+from resbackbones.core.backbone import count_macs, count_parameters
+from resbackbones.core.spec import BackboneSpec
+from resbackbones.data import (
+    Classes,
+    Column,
+    Items,
+    Source,
+    Splits,
+    open_dataset,
+    open_splits,
+    speaker_leak,
+)
+from resbackbones.errors import InputError
+from resbackbones.metrics import Confusion
+from resbackbones.pretrained import ResidualPreTrainedModel
+from resbackbones.train import Options, World, evaluate, fit
+from tasks import _running
+from tasks._telling import (
+    Run,
+    cells,
+    class_table,
+    header,
+    how_well_known,
+    left_out,
+    remarks,
+    table,
+    write_results,
+)
+
+T = TypeVar("T")
+if TYPE_CHECKING:
+    Spec: TypeAlias = str | BackboneSpec
+else:  # what a command line can say
+    Spec = str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(Options):
+    """The fields of every recipe; those of `train.Options` are among them."""
+
+    data: str | None = None
+    """Your data: a folder of class folders, a Parquet, CSV or JSON Lines file or a folder of such
+    files, media beside a metadata.csv, a hub id, or a folder written by `save_to_disk`."""
+    name: str | None = None
+    """What to call the data in the table and the record (their folder's name)."""
+    spec: Spec = "resnet18"
+    """A net in resbackbones.SPECS."""
+    skip: Literal["identity", "none"] = "identity"
+    """"none" trains the plain control: the same net without its skips."""
+    input_column: str | None = None
+    """The column of what the net sees (found by its type and name)."""
+    label_column: str | None = None
+    """The column of the labels (found by its type and name)."""
+    group_column: str | None = None
+    """The column of what must not stand in two splits, such as the speaker (found by its name;
+    give "" to mix them)."""
+    group_pattern: str | None = None
+    """A regular expression that finds the group in the path of an item's file instead, as
+    "([^/_]+)_" for anna_3.wav."""
+    separator: str | None = None
+    """What stands between the cells of a CSV file, as ";" or tab (found, and said)."""
+    encoding: str | None = None
+    """Of a CSV, JSON Lines or text file, as latin-1 (UTF-8)."""
+    train_limit: int | None = None
+    """Train on at most this many rows, chosen at random (all)."""
+    on_bad: Literal["error", "skip"] = "error"
+    """Whether a damaged or unlabelled item stops the run, or is left out and counted."""
+    seeds: tuple[int, ...] = (0,)
+    """One training per seed."""
+    seed: Annotated[int, tyro.conf.Suppress] = 0
+    least_steps: int = 400
+    """Updates that a training has at least: on few items it takes more epochs than --epochs."""
+    output: Path | None = None
+    """Folder for models, logs, curves and results.json (one of this recipe and time in runs/)."""
+    resume: bool = False
+    """Go on with --output, or with the newest run of this recipe."""
+    evaluate: Path | None = None
+    """Train nothing: measure this saved model (…/seed-0/model) on --data, on its test split where
+    there are several."""
+    predict: tuple[Path, ...] = ()
+    """Train nothing: a saved model, and then files, whose classes it names."""
+    record: bool = False
+    """Write the result to results/, for a README."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.seeds:
+            raise InputError("--seeds is empty; give at least one, as --seeds 0")
+        if self.least_steps < 0:
+            raise InputError(f"--least-steps is {self.least_steps}; give a number from 0 up")
+        if self.data is None and not self.predict:
+            raise InputError("there is nothing to train on; name your data with --data")
+        if len(self.predict) == 1:
+            raise InputError("--predict names a model and no file; give files behind the model")
+
+    @property
+    def where(self) -> torch.device:
+        """Where this process keeps its items and trains."""
+        return World.join(self.device).device
+
+    @property
+    def arm(self) -> str:
+        """What was trained, in a table."""
+        name = self.spec if isinstance(self.spec, str) else "net"
+        return name if self.skip == "identity" else f"{name}-plain"
+
+    def open(self, kind: str) -> Splits:
+        """The splits of the data; `kind` is "image", "audio" or "text"."""
+        return open_splits(
+            str(self.data), train_limit=self.train_limit, on_bad=self.on_bad, **self._opening(kind)
+        )
+
+    def open_alone(self, kind: str, names: Sequence[str]) -> Source:
+        """The split to measure a model of these classes on: the only one, else test, else
+        validation."""
+        return open_dataset(
+            str(self.data),
+            ("test", "validation", "train"),
+            target=KnownClasses(tuple(names)),
+            on_bad=self.on_bad,
+            **self._opening(kind),
+        )
+
+    def _opening(self, kind: str) -> dict[str, Any]:
+        columns = {
+            "input": self.input_column,
+            "label": self.label_column,
+            "group": self.group_column,
+        }
+        return {
+            "columns": columns,
+            "kind": kind,
+            "group_pattern": self.group_pattern,
+            "separator": self.separator,
+            "encoding": self.encoding,
+        }
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What is trained on what, and what stands beside it.
+
+    Attributes:
+        splits: the rows.
+        train, validation, test: the same as items. Without a test split `test` is `validation`;
+            where train has the validation rows too, `validation` is None.
+        build: a fresh model, drawn from torch's global generator; takes changes of its spec.
+        baseline: the strongest cheap one on the same rows: its name and what it takes for what.
+        found: what there is to say of the items before training: sizes, durations, lengths.
+    """
+
+    splits: Splits
+    train: Items
+    validation: Items | None
+    test: Items
+    build: Callable[..., Any]
+    baseline: Callable[[], tuple[str, Confusion]]
+    found: str
+
+    @property
+    def skipped(self) -> list[str]:
+        """The rows and the damaged items left out, "name: reason"."""
+        parts = (self.splits, self.train, self.validation, self.test)
+        return list(dict.fromkeys(name for part in parts for name in getattr(part, "skipped", [])))
+
+
+def each(splits: Splits, make: Callable[[Source], T]) -> tuple[T, T, T]:
+    """Train, validation and test, made into something; test is validation where there is none."""
+    train, validation = make(splits.train), make(splits.validation)
+    return train, validation, validation if splits.test is None else make(splits.test)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A recipe, as `run` needs it.
+
+    Attributes:
+        name: of its folder and its records.
+        kind: of its inputs: "image", "audio" or "text".
+        config: its fields.
+        experiment: what it trains.
+        items: a source as the items of a model with this processor, not augmented.
+        model: the class of its models.
+        read: a file as what the pipeline takes, one input or more, for this processor.
+        use: Python that loads `{model}` and calls it.
+    """
+
+    name: str
+    kind: str
+    config: type[Recipe]
+    experiment: Callable[[Any], Experiment]
+    items: Callable[[Any, Source, Any], Items]
+    model: type[ResidualPreTrainedModel]
+    read: Callable[[Path, Any], list[Any]]
+    use: str
+
+
+def run(task: Task, arguments: Sequence[str] | None = None) -> None:
+    """Read the command line and do what it says."""
+    groups: dict[type, str] = {Recipe: "data", task.config: task.kind, Options: "training"}
+    _running.run(partial(begin, task), task.config, arguments, groups)
+
+
+def begin(task: Task, config: Recipe) -> None:
+    """Train, measure or predict."""
+    if config.predict:
+        predict(task, config)
+    elif config.evaluate is not None:
+        measure(task, config, config.evaluate)
+    else:
+        train(task, config)
+
+
+# Training
+
+
+def train(task: Task, config: Recipe) -> None:
+    """Train a model per seed, measure each once on the test split, and tell it all."""
+    world = World.join(config.device)
+    say = print if world.first else _silence
+    folder = world.once(lambda: _running.run_folder(task.name, config.output, config.resume))
+    try:
+        made = task.experiment(config)
+        found(made, say)
+        config = longer(config, len(made.train), world, say)
+        say("the baseline …", flush=True)
+        baseline = world.once(made.baseline)
+        accuracy = report.format_metric("accuracy", baseline[1].compute()["accuracy"])
+        say(f"{baseline[0]}: {accuracy}", flush=True)
+        runs = []
+        for seed in config.seeds:
+            if len(config.seeds) > 1:
+                say(f"seed {seed}", flush=True)
+            runs.append(one_seed(made, config, folder / f"seed-{seed}", seed, world))
+    except _running.Stopped as stopped:
+        stopped.folder = folder
+        stopped.further = [] if config.resume else ["--resume"]
+        stopped.further += [] if config.output else ["--output", str(folder)]
+        raise
+    if world.first:
+        conclude(task, config, made, runs, baseline, folder)
+
+
+def found(made: Experiment, say: Callable[..., None]) -> None:
+    """Say what the data are, before anything is learned from them."""
+    splits = made.splits
+    other = splits.test or splits.validation
+    said = [splits.found(), made.found]
+    if (leak := speaker_leak(splits.train, other)) is not None:
+        said.append(f"{leak:.0%} of the items of {other.name} are of groups seen in training.")
+    for line in filter(None, said):
+        say(_running.wrapped(line), flush=True)
+
+
+def one_seed(made: Experiment, config: Recipe, place: Path, seed: int, world: World) -> Run:
+    """Train, measure and save the model of one seed."""
+    torch.manual_seed(seed)
+    made.train.seed = seed
+    model = made.build()
+    result = fit(model, made.train, made.validation, replace(config, output=place, seed=seed))
+    confusion = model.metric()
+    evaluate(model, made.test, confusion, budget=config.budget)
+    if world.first:
+        model.save_pretrained(place / "model")
+    return Run(seed, confusion, result)
+
+
+def longer(config: Recipe, items: int, world: World, say: Callable[..., None]) -> Recipe:
+    """As many epochs as `least_steps` updates take, if those of the configuration are fewer; then
+    as many evaluations and checkpoints as it has epochs."""
+    size = config.fitting_batch(items, world.size) * config.accumulate * world.size
+    epochs = math.ceil(config.least_steps / math.ceil(items / size))
+    if epochs <= config.epochs:
+        return config
+    say(f"{epochs} epochs: {config.epochs} of {items} items are too few updates (--least-steps)")
+    every = math.ceil(epochs / config.epochs)
+    return replace(
+        config,
+        epochs=epochs,
+        evaluate_every=config.evaluate_every * every,
+        checkpoint_every=config.checkpoint_every * every,
+    )
+
+
+def _silence(*_: object, **__: object) -> None:
+    """What every process but the first prints."""
+
+
+def conclude(
+    task: Task,
+    config: Recipe,
+    made: Experiment,
+    runs: Sequence[Run],
+    baseline: tuple[str, Confusion],
+    folder: Path,
+) -> None:
+    """Print the final table with the baseline beside the net, write results.json and, if asked, the
+    record, and say what comes next."""
+    splits, name = made.splits, config.name or Path(str(config.data)).name
+    model = made.build()
+    example = {n: x.unsqueeze(0) for n, x in made.test[0].items() if n != "labels"}
+    parameters = count_parameters(model)
+    macs = count_macs(model, {n: x.cpu() for n, x in example.items()})
+    split = "validation" if splits.test is None else "test"
+    print(f"\n{name}, {split} split ({protocol(made)})\n")
+    print(table(config.arm, runs, baseline))
+    seconds = sum(run.result.seconds for run in runs) / len(runs)
+    print(
+        f"\n{report.format_count(parameters)} parameters, {report.format_count(macs)} MACs per "
+        f"item; training {seconds:.0f} s per seed"
+    )
+    for line in remarks(runs, baseline, made.skipped):
+        print(_running.wrapped(line))
+    write_results(folder / "results.json", runs, baseline)
+    if config.record:
+        made_record = report.result_record(
+            task=task.name,
+            dataset=name,
+            protocol=protocol(made),
+            split=split,
+            arm=config.arm,
+            metric="accuracy",
+            seeds=[run.seed for run in runs],
+            values=[run.metrics["accuracy"] for run in runs],
+            seconds=[run.result.seconds for run in runs],
+            parameters=parameters,
+            macs=macs,
+            baseline=(baseline[0], baseline[1].compute()["accuracy"]),
+            held_out=splits.held_out,
+            skipped=len(made.skipped),
+        )
+        print(f"recorded {report.save_record(made_record)}")
+    print(f"\nModels, logs and curves are in {folder}; results.json has each class. Use one:\n")
+    use = task.use.format(model=folder / f"seed-{config.seeds[0]}" / "model")
+    print(textwrap.indent(use.strip(), "    "))
+
+
+def protocol(made: Experiment) -> str:
+    """What was trained on and chosen by, in a few words."""
+    held = made.splits.how
+    if made.validation is None:
+        rows = f"{len(made.train):,} training rows, those for validation among them"
+        return f"{rows} ({held})" if held else rows
+    rows = f"{len(made.train):,} training and {len(made.validation):,} validation rows"
+    return f"{rows}, the latter {held}" if held else rows
+
+
+# Using a saved model
+
+
+@dataclass(frozen=True)
+class KnownClasses(Classes):
+    """The classes of a model, found in data that may number them otherwise, or lack some.
+
+    A number in the column stands for the name that the data give it, where they name it, else for
+    itself.
+
+    Attributes:
+        listed: the names that stand in a list beside the data; None as long as nobody looked.
+    """
+
+    listed: tuple[str, ...] | None = None
+
+    def learn(self, train: Column) -> "KnownClasses":
+        return replace(self, listed=train.listed or ())
+
+    def faults(self, column: Column) -> dict[int, str]:
+        if self.listed is None:
+            return {}
+        known = ", ".join(map(repr, self.names[:12])) + ", …" * (len(self.names) > 12)
+        return {
+            row: f"has no label in column {column.name!r}"
+            if name is None
+            else f"is of the class {name!r}, which the model does not know, only {known}"
+            for row, name in enumerate(self._named(column))
+            if name not in self.names
+        }
+
+    def _ids(self, column: Column) -> list[int]:
+        position = {name: number for number, name in enumerate(self.names)}
+        return [position.get(name or "", -1) for name in self._named(column)]
+
+    def _named(self, column: Column) -> list[str | None]:
+        own: dict[Any, str] = dict(enumerate(column.class_names or self.listed or ()))
+        cells = [int(c) if isinstance(c, float) and c.is_integer() else c for c in column.cells]
+        return [None if cell in (None, "") else own.get(cell, str(cell)) for cell in cells]
+
+
+def load(task: Task, saved: Path) -> Any:
+    """A saved model of this recipe.
+
+    Raises:
+        InputError: there is none, or it is another recipe's.
+    """
+    told, expected = saved / "config.json", task.model.config_class.model_type
+    # transformers would make what it can of any configuration.
+    if told.is_file() and f'"model_type": "{expected}"' not in told.read_text(encoding="utf-8"):
+        raise InputError(f"{saved} is no model of {task.name}; use the recipe that trained it")
+    return task.model.from_pretrained(saved)
+
+
+def measure(task: Task, config: Recipe, saved: Path) -> None:
+    """Evaluate a saved model on the data."""
+    world = World.join(config.device)
+    model = load(task, saved).to(world.device)
+    names = [model.config.id2label[number] for number in range(model.config.num_labels)]
+    source = config.open_alone(task.kind, names)
+    items = task.items(config, source, model.processor)
+    confusion = model.metric()
+    metrics = evaluate(model, items, confusion, budget=config.budget)
+    if world.first:
+        print(f"\n{saved} on {len(items):,} items of {source.name}\n")
+        print(report.markdown_table(header(metrics), [cells(list(metrics), metrics)], left=0))
+        print(f"\n{class_table(confusion)}\n")
+        for line in [*how_well_known(confusion), *left_out(getattr(items, "skipped", []))]:
+            print(_running.wrapped(line))
+
+
+def predict(task: Task, config: Recipe) -> None:
+    """Name the classes of files."""
+    saved, *files = config.predict
+    device = World.join(config.device).device
+    model = load(task, saved)
+    name = {"image": "image_processor", "audio": "feature_extractor", "text": "tokenizer"}
+    classify = transformers.pipeline(
+        f"{task.kind}-classification",  # type: ignore[call-overload]
+        model=model,
+        device=device,
+        **{name[task.kind]: model.processor},
+    )
+    rows = []
+    skipped = []
+    for path in files:
+        try:
+            values = task.read(path, model.processor)
+        except (MemoryError, KeyboardInterrupt):
+            raise
+        except Exception as error:  # whatever a decoder makes of a broken file
+            reason = str(error).partition("\n")[0].rstrip(". ") or type(error).__name__
+            if config.on_bad == "error":
+                raise InputError(
+                    f"{path} cannot be read ({reason}); leave it out, or all such (--on-bad skip)"
+                ) from error
+            skipped.append(f"{path}: {reason}")
+            continue
+        for value in values:
+            shown = value[:60] if isinstance(value, str) else str(path)
+            answers = classify(value, top_k=min(3, model.config.num_labels))
+            rows.append([shown, *(f"{a['label']} {100 * a['score']:.1f} %" for a in answers)])
+    if rows:
+        what = "text" if task.kind == "text" else "file"
+        columns = [what, "first", "second", "third"][: len(rows[0])]
+        print(report.markdown_table(columns, rows, left=4))
+    for line in left_out(skipped):
+        print(f"\n{_running.wrapped(line)}")

@@ -1,0 +1,140 @@
+"""What a run leaves on the disk, and what a resumed one makes of it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from resbackbones.errors import InputError
+from tasks._benchmark import arms
+from tasks._benchmark.store import Store
+
+SETTINGS = arms.Settings(data={"vision": "pictures"})
+
+
+def line(arm: str = "plain", depth: int | None = 8, seed: int | None = 0, **changes: Any) -> dict:
+    net = arm != "baseline"
+    record = {
+        "domain": "vision",
+        "arm": arm,
+        "depth": depth if net else None,
+        "seed": seed if net else None,
+        "metric": "accuracy",
+        "value": 0.5,
+        "seconds": 1,  # a whole number is a number
+        "dataset": "pictures",
+        "about_data": "pictures, 2 classes",
+        "split": "test",
+        "test_rows": 100,
+    }
+    record |= (
+        {
+            "parameters": 10,
+            "macs": 20,
+            "validation": 0.5,
+            "train_loss": 1.0,
+            "gradient_ratio": None,
+            "gradient_profile": [1.0, 2.0],
+        }
+        if net
+        else {"name": "TF-IDF", "held_out": None}
+    )
+    return record | changes
+
+
+@pytest.fixture
+def whole(tmp_path: Path) -> Store:
+    """A run with a baseline and two nets."""
+    store = Store(tmp_path, SETTINGS, resume=False)
+    for record in (line("baseline"), line(seed=0), line(seed=1)):
+        store.add(record)
+    return store
+
+
+def again(store: Store) -> Store:
+    return Store(store.path.parent, SETTINGS, resume=True)
+
+
+def test_a_run_is_read_as_it_was_written(whole: Store) -> None:
+    text = whole.path.read_text()
+    resumed = again(whole)
+    assert resumed.records == whole.records and resumed.path.read_text() == text
+    assert resumed.done == whole.done and len(resumed.done) == 3
+    (said,) = resumed.said
+    assert said.startswith("3 arms are recorded in")
+
+
+def damaged(**changes: Any) -> str:
+    record = line(**{"seed": 1, **changes})
+    return json.dumps({name: value for name, value in record.items() if value is not ...})
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("garbage", "is not valid JSON"),
+        (json.dumps(line(seed=1))[:40], "is not valid JSON"),  # as a power cut leaves it
+        ("[1, 2]", "is no record"),
+        (damaged(train_loss=...), "has no train_loss"),
+        (damaged(value=float("nan")), "has no value"),
+        (damaged(gradient_profile=[1.0, float("nan")]), "has no gradient_profile"),
+        (damaged(gradient_profile=["one"]), "has no gradient_profile"),
+        (damaged(seed="1"), "has no seed"),
+        (damaged(arm=...), "has no arm"),
+        (damaged(gradient_ratio=...), "has no gradient_ratio"),
+        (damaged(arm="baseline", name=...), "has no name"),
+    ],
+)
+def test_a_damaged_line_is_named_and_set_aside_and_its_arm_runs_again(
+    whole: Store, text: str, why: str
+) -> None:
+    lines = whole.path.read_text().splitlines()
+    whole.path.write_text("\n".join([*lines[:2], text]))
+    resumed = again(whole)
+    assert resumed.records == whole.records[:2]  # what is whole is kept
+    assert arms.Job("vision", "plain", 8, 1) not in resumed.done
+    assert f"line 3 of {whole.path} {why}" in resumed.said[0]
+    assert "its arm runs again" in resumed.said[0]
+    aside = whole.path.parent / "damaged.jsonl"
+    assert aside.read_text() == text + "\n"
+    resumed.add(line(seed=1))  # starts a line of its own
+    assert len(again(whole).records) == 3 and aside.read_text() == text + "\n"
+
+
+def test_blank_lines_are_nothing_and_a_repeated_arm_counts_once(whole: Store) -> None:
+    lines = whole.path.read_text().splitlines()
+    other = json.dumps(line(seed=0, value=0.9))
+    whole.path.write_text("\n\n".join([*lines, lines[1], other]) + "\n  \n")
+    resumed = again(whole)
+    assert resumed.records == whole.records
+    assert [said.split(" repeats ")[1] for said in resumed.said[:2]] == [
+        "vision plain depth 8 seed 0; counted once"
+    ] * 2
+    assert len(again(whole).said) == 1  # the file is clean now
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"data": 1}'])
+def test_a_damaged_configuration_is_one_sentence(whole: Store, text: str) -> None:
+    path = whole.path.parent / "configuration.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"configuration\.json is damaged.*another --output"):
+        again(whole)
+
+
+def test_other_settings_and_an_empty_folder_are_refused(whole: Store, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="epochs = None, not 2"):
+        Store(tmp_path, arms.Settings(data=SETTINGS.data, epochs=2), resume=True)
+    with pytest.raises(InputError, match="already holds a run"):
+        Store(tmp_path, SETTINGS, resume=False)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="holds no run to go on with"):
+        Store(tmp_path / "empty", SETTINGS, resume=True)
+
+
+def test_a_domain_can_be_added(whole: Store, tmp_path: Path) -> None:
+    both = arms.Settings(data={"vision": "pictures", "text": "texts.csv"})
+    assert len(Store(tmp_path, both, resume=True).records) == 3
+    assert again(whole).records  # and left out again
+    with pytest.raises(InputError, match=r"'texts\.csv'}, not {'text': 'other'}"):
+        Store(tmp_path, arms.Settings(data={"text": "other"}), resume=True)

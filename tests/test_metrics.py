@@ -1,0 +1,115 @@
+"""Metrics count the same, however the batches are split over processes."""
+
+import pickle
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import accuracy_score, f1_score, precision_recall_fscore_support
+from torch import Tensor
+
+from resbackbones.errors import InputError
+from resbackbones.metrics import BINS, Confusion, Mean, Metric
+
+
+def batches(count: int, classes: int = 5) -> list[tuple[Any, dict[str, Tensor]]]:
+    generator = torch.Generator().manual_seed(count)
+    made = []
+    for size in torch.randint(1, 9, (count,), generator=generator).tolist():
+        logits = 3 * torch.randn(size, classes, generator=generator)
+        labels = torch.randint(0, classes, (size,), generator=generator)
+        loss = torch.nn.functional.cross_entropy(logits, labels)
+        made.append((SimpleNamespace(logits=logits, loss=loss), {"x": labels, "labels": labels}))
+    return made
+
+
+def counted(metric: Metric, some: list[tuple[Any, dict[str, Tensor]]]) -> Metric:
+    for output, batch in some:
+        metric.update(output, batch)
+    return metric
+
+
+@given(st.integers(1, 12), st.integers(1, 4), st.randoms(use_true_random=False))
+def test_any_split_gives_the_same_bits(count: int, world: int, random: Any) -> None:
+    whole = batches(count)
+    expected = counted(Confusion(5), whole)
+    shuffled = random.sample(whole, count)
+    parts = [counted(Confusion(5), shuffled[rank::world]) for rank in range(world)]
+    merged = parts[0]
+    for part in parts[1:]:
+        merged.merge(pickle.loads(pickle.dumps(part)))
+    assert merged.compute() == expected.compute()
+    assert isinstance(merged, Confusion) and isinstance(expected, Confusion)
+    assert torch.equal(merged.counts, expected.counts)
+
+
+def test_a_confusion_agrees_with_scikit_learn() -> None:
+    some = batches(30)
+    confusion = counted(Confusion(7, names=list("abcdefg")), some)  # two classes never occur
+    assert isinstance(confusion, Confusion)
+    expected = torch.cat([batch["labels"] for _, batch in some])
+    logits = torch.cat([output.logits for output, _ in some])
+    predicted = logits.argmax(1)
+    figures = confusion.compute()
+    assert figures["accuracy"] == accuracy_score(expected, predicted)
+    assert figures["macro_f1"] == pytest.approx(f1_score(expected, predicted, average="macro"))
+    loss = torch.nn.functional.cross_entropy(logits.double(), expected).item()
+    assert figures["loss"] == pytest.approx(loss, rel=1e-6)
+    scores = precision_recall_fscore_support(expected, predicted, labels=range(7), zero_division=0)
+    for number, name in enumerate("abcdefg"):
+        given = confusion.per_class()[name]
+        found = [given[key] for key in ("precision", "recall", "f1", "support")]
+        assert found == pytest.approx([float(score[number]) for score in scores])
+
+
+def test_the_calibration_error_is_that_of_its_bins() -> None:
+    confidence = torch.tensor([0.95, 0.95, 0.62, 0.55])
+    logits = torch.stack([confidence.log(), (1 - confidence).log()], 1)
+    labels = torch.tensor([0, 1, 0, 0])
+    output = SimpleNamespace(logits=logits, loss=torch.tensor(0.0))
+    confusion = Confusion(2)
+    confusion.update(output, {"labels": labels})
+    # The bins: both 0.95 (half right), 0.62 and 0.55 (right).
+    assert [int(0.62 * BINS), int(0.55 * BINS), int(0.95 * BINS)] == [9, 8, 14]
+    gap = abs(1 - 2 * 0.95) + (1 - 0.62) + (1 - 0.55)
+    assert confusion.compute()["calibration_error"] == pytest.approx(gap / 4, abs=1e-5)
+
+
+def test_predicted_classes_alone_have_no_loss() -> None:
+    confusion = Confusion.of([0, 1, 1], torch.tensor([0, 1, 0]), ["no", "yes"])
+    assert set(confusion.compute()) == {"accuracy", "macro_f1"}
+    assert confusion.per_class()["yes"]["recall"] == 0.5
+
+
+def test_a_mean_weighs_batches_by_what_they_are_a_mean_over() -> None:
+    mean = Mean(weight=_tokens)
+    for loss, real in ((1.0, 9), (3.0, 1)):
+        output = SimpleNamespace(loss=torch.tensor(loss))
+        mean.update(output, {"attention_mask": (torch.arange(10) < real).long().unsqueeze(0)})
+    assert mean.compute()["loss"] == pytest.approx(1.2)
+
+
+def _tokens(batch: Any) -> Tensor:
+    return batch["attention_mask"].sum()
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf"), 1e30])
+def test_a_loss_that_is_no_number_makes_the_mean_none(loss: float) -> None:
+    mean = Mean()
+    for value in (1.0, loss, 1.0):
+        mean.update(SimpleNamespace(loss=torch.tensor(value)), {"labels": torch.zeros(2)})
+    assert str(mean.compute()["loss"]) == "nan"
+
+
+def test_nothing_counted_is_no_number() -> None:
+    assert str(Mean().compute()["loss"]) == "nan"
+    assert str(Confusion(2).compute()["accuracy"]) == "nan"
+
+
+def test_shares_of_classes_cannot_be_counted() -> None:
+    output = SimpleNamespace(logits=torch.zeros(2, 3), loss=torch.tensor(0.0))
+    with pytest.raises(InputError, match="are no classes to count"):
+        Confusion(3).update(output, {"labels": torch.zeros(2, 3)})
