@@ -195,4 +195,3 @@ class Confusion(_Sums):
             }
             for name, hit, there, taken in zip(self.names, right, support, predicted, strict=True)
         }
-

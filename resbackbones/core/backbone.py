@@ -119,7 +119,8 @@ class Backbone(nn.Module):
             )
         weights = next((p.dtype for p in self.parameters() if p.ndim == 4), x.dtype)
         # Autocast brings the types together, but leaves double precision alone.
-        cast = torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64
+        on_meta = x.device.type == "meta"  # has no autocast to ask about
+        cast = not on_meta and torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64
         if x.dtype != weights and not cast:
             raise InputError(
                 f"the input holds {x.dtype}, but the weights of this backbone are {weights}; "
