@@ -1,7 +1,7 @@
 """What does a skip connection do for a vision net, a speech net and a text net, on this machine?
 
-    python -m tasks.benchmark                     # 3 seeds, depths 8 and 56: minutes on 2 cores
-    python -m tasks.benchmark --quick             # 2 seeds, depths 8 and 32, less data: a minute
+    python -m tasks.benchmark                     # 3 seeds, depths 8 and 56: three minutes
+    python -m tasks.benchmark --quick             # 2 seeds, depths 8 and 32, less data: one minute
     python -m tasks.benchmark --vision ../shared/data/cifar10_jpeg --train-limit 10000
 
 Trains plain and residual nets of exactly the same parameters beside a scikit-learn baseline, one
@@ -13,22 +13,20 @@ Without --vision, --speech or --text the data need no network: scikit-learn digi
 speech and the docstrings of installed libraries.
 """
 
-import dataclasses
 import os
 import shlex
 import statistics
 import sys
 import textwrap
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from resbackbones import report
 from resbackbones.errors import InputError
 from resbackbones.train.checkpoint import locked
 from resbackbones.train.distributed import World
-from resbackbones.train.options import Device
 from tasks._benchmark import arms, data, told
 from tasks._benchmark.pool import Failure, spread
 from tasks._benchmark.store import Store
@@ -36,34 +34,15 @@ from tasks._running import Stopped, run, run_folder
 
 __doc__ = __doc__.format(rule=textwrap.fill(told.RULE, 98))  # one wording, here and in the report
 
-Domain = Literal["vision", "speech", "text"]
 DEEPEST = 1202  # of He et al.'s three-stage nets, the deepest anybody trained
 
 
 @dataclass(frozen=True)
-class Config:
-    domains: tuple[Domain, ...] = ("vision", "speech", "text")
-    """Which of the three to run."""
+class Config(arms.Settings):
     depths: tuple[int, ...] | None = None
     """Weighted layers of the nets, 6 n + 2: 8, 14, 20, 26, 32, … (8 56; with --quick 8 32)."""
     seeds: int | None = None
     """How many seeds of each arm (3; with --quick 2)."""
-    quick: bool = False
-    """About a minute: fewer seeds, less depth and data. A look, not a claim."""
-    vision: str | None = None
-    """Your images: a hub id, a folder of class folders, a Parquet file or folder."""
-    speech: str | None = None
-    """Your recordings, likewise."""
-    text: str | None = None
-    """Your texts, likewise (or CSV, JSONL)."""
-    epochs: int | None = None
-    """Passes over the training rows (6; text 4)."""
-    train_limit: int | None = None
-    """Train on at most this many rows per domain, chosen at random (all; with --quick fewer)."""
-    on_bad: Literal["error", "skip"] = "error"
-    """A damaged item stops the run, or is left out and counted."""
-    device: Device = "auto"
-    """Where items are kept and augmented and the nets train; auto is the GPU, if there."""
     workers: int | None = None
     """Processes (one per core, at most 8: each takes about a gigabyte)."""
     output: Path | None = None
@@ -72,40 +51,30 @@ class Config:
     """Go on with --output, or with the newest run: finished arms are not trained again."""
     record: bool = False
     """Also write a result record for each arm to results/benchmark/."""
-    cache: Path = Path("runs/cache")
-    """Where the default data are kept once they are made."""
 
 
 def main(config: Config) -> None:
     """Run every arm that is not recorded yet, then say what the figures say."""
     check(config)
-    device: Device = "cuda" if World.join(config.device).device.type == "cuda" else "cpu"
+    cuda = World.join(config.device).device.type == "cuda"
+    config = replace(config, device="cuda" if cuda else "cpu")
     # The workers' bars would run through the table.
     os.environ |= {"TQDM_DISABLE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
-    settings = arms.Settings(
-        data={domain: getattr(config, domain) for domain in config.domains},
-        cache=config.cache,
-        quick=config.quick,
-        epochs=config.epochs,
-        train_limit=config.train_limit,
-        on_bad=config.on_bad,
-        device=device,
-    )
-    depths = (8, 32 if config.quick else 56) if config.depths is None else config.depths
+    depths = config.depths or (8, 32 if config.quick else 56)
     jobs = plan(config.domains, depths, config.seeds or (2 if config.quick else 3))
     output = run_folder("benchmark", config.output, config.resume)
     further = ["--output", str(output), "--resume"]
     with locked(output):
-        store = Store(output, settings, resume=config.resume)
+        store = Store(output, config, resume=config.resume)
         for line in store.said:
             print(line)
         queue = Queue([job for job in jobs if job not in store.done], store.done)
         began, stopped = time.monotonic(), None
         try:
-            train(config, settings, queue, Display(jobs, store.records), store)
+            train(config, queue, Display(jobs, store.records), store)
         except Stopped as signal:  # what is done is kept, and told
             stopped, stopped.folder, stopped.further = signal, output, further
-        finish(config, device, store, jobs)
+        finish(config, store, jobs)
     print(f"{time.monotonic() - began:.0f} s; {output}/report.html, report.md, records.jsonl")
     if stopped is not None:
         raise stopped
@@ -138,15 +107,13 @@ def check(config: Config) -> None:
         raise InputError("--record is for claims, and --quick for a look; leave one of them out")
 
 
-def train(
-    config: Config, settings: arms.Settings, queue: "Queue", display: "Display", store: Store
-) -> None:
+def train(config: Config, queue: "Queue", display: "Display", store: Store) -> None:
     """Run the jobs that are left; each is in the store as soon as it ends."""
     size = config.workers or min(report.available_cores(), 8)
+    imports = [module for module, _ in arms.RECIPES.values()]
+    tick = lambda: display.show(queue.running)  # noqa: E731
     with display:
-        for job, result in spread(
-            arms.run, settings, queue.take, size, InputError, lambda: display.show(queue.running)
-        ):
+        for job, result in spread(arms.run, config, queue.take, size, InputError, imports, tick):
             for failed, why in queue.ended(job, result):
                 display.failed(failed, why)
             if not isinstance(result, Failure):
@@ -154,7 +121,7 @@ def train(
                 display.finished(result)
 
 
-def plan(domains: tuple[Domain, ...], depths: tuple[int, ...], seeds: int) -> list[arms.Job]:
+def plan(domains: tuple[arms.Domain, ...], depths: tuple[int, ...], seeds: int) -> list[arms.Job]:
     """Baselines first (they prove that the data can be read), then seed by seed, longest first:
     an early end has whole seeds, and a late one few idle cores."""
     domains = tuple(d for d in ("text", "speech", "vision") if d in domains)
@@ -240,11 +207,13 @@ class Display:
     def finished(self, record: dict[str, Any]) -> None:
         self.records.append(record)
         if not self.drawn:
-            job = arms.Job(record["domain"], record["arm"], record["depth"], record["seed"])
             value = report.format_metric(record["metric"], record["value"])
             loss = "" if record["train_loss"] is None else f"loss {record['train_loss']:.3f}, "
             count = f"[{len(self.records)}/{len(self.jobs)}]"
-            print(f"{count} {job}: {value}, {loss}{record['seconds']:.1f} s", flush=True)
+            print(
+                f"{count} {arms.Job.of(record)}: {value}, {loss}{record['seconds']:.1f} s",
+                flush=True,
+            )
 
     def failed(self, job: arms.Job, why: str) -> None:
         self.live.stop()  # a message must not be drawn over
@@ -257,8 +226,8 @@ class Display:
         seen: dict[tuple[str, int | None], list[float]] = {}
         for record in self.records:
             seen.setdefault((record["domain"], record["depth"]), []).append(record["seconds"])
-        done = {(r["domain"], r["arm"], r["depth"], r["seed"]) for r in self.records}
-        left = [job for job in self.jobs if dataclasses.astuple(job) not in done]
+        done = set(map(arms.Job.of, self.records))
+        left = [job for job in self.jobs if job not in done]
         if any((job.domain, job.depth) not in seen for job in left):
             return ""
         work = sum(statistics.fmean(seen[job.domain, job.depth]) for job in left)
@@ -272,12 +241,7 @@ def unfinished(store: Store, jobs: list[arms.Job]) -> str:
     return f"{len(missing)} of {len(jobs)} arms are missing ({names})" if missing else ""
 
 
-def finish(
-    config: Config,
-    device: str,
-    store: Store,
-    jobs: list[arms.Job],
-) -> None:
+def finish(config: Config, store: Store, jobs: list[arms.Job]) -> None:
     """Write the reports, print the table and the sentences."""
     folder = store.path.parent
     chosen = [record for record in store.records if record["domain"] in config.domains]
@@ -292,7 +256,7 @@ def finish(
             "versions": report.versions(packages),
             "commit": report.commit(),
             "command": report.command(),
-            "device": device,
+            "device": config.device,
             "quick": config.quick,
             "missing": unfinished(store, jobs),
         }
@@ -309,14 +273,12 @@ def finish(
 
 def save_records(records: list[dict[str, Any]]) -> list[Path]:
     """A result record for every net, under results/benchmark."""
-    groups: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
-    for record in records:
-        if record["arm"] != "baseline":
-            groups.setdefault((record["domain"], record["arm"], record["depth"]), []).append(record)
     paths = []
-    for (domain, arm, depth), group in groups.items():
+    for (_, arm, depth), group in told.groups(records).items():
         first = group[0]
-        simple = next(r for r in records if (r["domain"], r["arm"]) == (domain, "baseline"))
+        if arm == "baseline":  # stands before its nets
+            simple = first
+            continue
         made = report.result_record(
             task="benchmark",
             dataset=first["dataset"],

@@ -11,20 +11,25 @@ import math
 import threading
 import time
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+import torch
+from tqdm import tqdm
+
+from resbackbones import count_macs, count_parameters, diagnose
 from resbackbones.core.layers import Stage, Stem
 from resbackbones.core.spec import BackboneSpec
 from resbackbones.report import rows_digest
+from resbackbones.train import Diverged, StillAtChance, evaluate, feed, fit
+from resbackbones.train.options import Device
 from tasks._benchmark import data
 
 if TYPE_CHECKING:
-    from resbackbones.train.options import Device
     from tasks._recipe import Experiment, Recipe
 
+Domain = Literal["vision", "speech", "text"]
 TOKENS = 32  # of a text; the baseline reads it whole
 SIDE = 64  # pixels of an image, at most: the nets are for small ones
 # The recipe of a domain, and what is other than its defaults: plain training, nothing varied.
@@ -46,7 +51,6 @@ RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
             "dropout": 0.0,
             "embedding_dropout": 0.0,
             "word_dropout": 0.0,
-            "optimizer_arguments": {},
             "epochs": 4,
         },
     ),
@@ -54,6 +58,7 @@ RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
 SHARED = {
     "batch_size": 64,
     "least_updates": 1,
+    "optimizer_arguments": {"fused": True},
     "weight_decay": 0.0,
     "label_smoothing": 0.0,
     "schedule": "one_cycle",
@@ -75,37 +80,49 @@ class Job:
     depth: int | None = None
     seed: int | None = None
 
+    @classmethod
+    def of(cls, record: dict[str, Any]) -> "Job":
+        """Whose a line of `records.jsonl` is."""
+        return cls(record["domain"], record["arm"], record["depth"], record["seed"])
+
     def __str__(self) -> str:
-        if self.arm == "baseline":
-            return f"{self.domain} baseline"
-        return f"{self.domain} {self.arm} depth {self.depth} seed {self.seed}"
+        of_net = "" if self.depth is None else f" depth {self.depth} seed {self.seed}"
+        return f"{self.domain} {self.arm}{of_net}"
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What all arms of a run share. `data`: domain -> what `open_splits` takes, None = default."""
+    """What all arms of a run share."""
 
-    data: Mapping[str, str | None]
-    cache: Path = Path("runs/cache")
+    domains: tuple[Domain, ...] = ("vision", "speech", "text")
+    """Which of the three to run."""
+    vision: str | None = None
+    """Your images: a hub id, a folder of class folders, a Parquet file or folder."""
+    speech: str | None = None
+    """Your recordings, likewise."""
+    text: str | None = None
+    """Your texts, likewise (or CSV, JSONL)."""
     quick: bool = False
+    """About a minute: fewer seeds, less depth and data. A look, not a claim."""
     epochs: int | None = None
+    """Passes over the training rows (6; text 4)."""
     train_limit: int | None = None
-    on_bad: str = "error"
-    device: "Device" = "cpu"
+    """Train on at most this many rows per domain, chosen at random (all; with --quick fewer)."""
+    on_bad: Literal["error", "skip"] = "error"
+    """A damaged item stops the run, or is left out and counted."""
+    device: Device = "auto"
+    """Where items are kept and augmented and the nets train; auto is the GPU, if there."""
+    cache: Path = Path("runs/cache")
+    """Where the default data are kept once they are made."""
 
     def identity(self) -> dict[str, Any]:
         """What must agree for two runs to share records, as JSON."""
         names = {
-            domain: where or data.default_folder(domain, self.cache).name
-            for domain, where in self.data.items()
+            domain: getattr(self, domain) or data.default_folder(domain, self.cache).name
+            for domain in self.domains
         }
-        return {
-            "data": names,
-            "quick": self.quick,
-            "epochs": self.epochs,
-            "train_limit": self.train_limit,
-            "on_bad": self.on_bad,
-        }
+        shared = ("quick", "epochs", "train_limit", "on_bad")
+        return {"data": names, **{name: getattr(self, name) for name in shared}}
 
 
 TEXTS = ("domain", "arm", "metric", "dataset", "about_data", "split")
@@ -150,20 +167,11 @@ def spec(domain: str, depth: int) -> BackboneSpec:
 
 def run(settings: Settings, job: Job) -> dict[str, Any]:
     """Run one arm; its line of `records.jsonl`."""
-    import torch
-    from tqdm import tqdm
-
     torch.set_num_threads(1)
     # Its own lock is shared between processes, and outlives a killed one.
     tqdm.set_lock(threading.RLock())
-    limit = settings.train_limit or (QUICK_ROWS[job.domain] if settings.quick else None)
-    where = settings.data[job.domain] or str(data.default_data(job.domain, settings.cache))
-    config, made = opened(
-        job.domain, where, limit, settings.epochs, settings.on_bad, settings.device
-    )
+    config, made = opened(settings, job.domain)
     found = _baseline(made) if job.arm == "baseline" else _net(config, made, job)
-    name = Path(where).name if settings.data[job.domain] else data.NAMES[job.domain]
-    name += f", first {TOKENS} words" * (job.domain == "text")
     return {
         "domain": job.domain,
         "arm": job.arm,
@@ -175,29 +183,30 @@ def run(settings: Settings, job: Job) -> dict[str, Any]:
         "train_loss": None,
         "gradient_ratio": None,
         "gradient_profile": None,
-        "dataset": name,
-        "about_data": f"{name}, {_about(made)}",
+        "dataset": config.name,
+        "about_data": f"{config.name}, {_about(made)}",
         "split": "validation" if made.splits.test is None else "test",
         "test_rows": len(made.test),
     } | found
 
 
 @functools.lru_cache(maxsize=3)  # a worker takes many arms of a domain
-def opened(
-    domain: str, where: str, limit: int | None, epochs: int | None, on_bad: Any, device: Any
-) -> tuple["Recipe", "Experiment"]:
-    """The domain's recipe on these data, with its shallowest residual net."""
+def opened(settings: Settings, domain: str) -> tuple["Recipe", "Experiment"]:
+    """The domain's recipe on its data, with its shallowest residual net."""
     from resbackbones.vision import choose_size
 
     module, own = RECIPES[domain]
     recipe: Any = importlib.import_module(module)
+    where = getattr(settings, domain)
+    name = Path(where).name if where else data.NAMES[domain]
     config = recipe.Config(
-        data=where,
+        data=where or str(data.default_data(domain, settings.cache)),
+        name=name + f", first {TOKENS} words" * (domain == "text"),
         spec=spec(domain, 8),
-        train_limit=limit,
-        on_bad=on_bad,
-        device=device,
-        **{**SHARED, **own, **({} if epochs is None else {"epochs": epochs})},
+        train_limit=settings.train_limit or (QUICK_ROWS[domain] if settings.quick else None),
+        on_bad=settings.on_bad,
+        device=settings.device,
+        **{**SHARED, **own, **({"epochs": settings.epochs} if settings.epochs else {})},
     )
     if domain == "vision" and max(choose_size(config.open("image").train)[0].values()) > SIDE:
         config = replace(config, image_size=SIDE)
@@ -230,12 +239,6 @@ def _baseline(made: "Experiment") -> dict[str, Any]:
 
 
 def _net(config: "Recipe", made: "Experiment", job: Job) -> dict[str, Any]:
-    import torch
-
-    from resbackbones import count_macs, count_parameters, diagnose
-    from resbackbones.core.diagnose import gradient_ratio
-    from resbackbones.train import Diverged, StillAtChance, evaluate, feed, fit
-
     assert job.depth is not None and job.seed is not None
     torch.manual_seed(job.seed)
     skip = "identity" if job.arm == "residual" else "none"
@@ -252,7 +255,7 @@ def _net(config: "Recipe", made: "Experiment", job: Job) -> dict[str, Any]:
             result = fit(model, made.train, options=replace(config, seed=job.seed))
     except Diverged as error:  # costs this arm, not the run
         raise RuntimeError(str(error)) from error
-    ratio = gradient_ratio(profile)
+    ratio = diagnose.gradient_ratio(profile)
     return {
         "parameters": count_parameters(model),
         "macs": count_macs(model, example),

@@ -14,6 +14,7 @@ import importlib.metadata
 import importlib.util
 import inspect
 import io
+import itertools
 import os
 import re
 import shutil
@@ -31,10 +32,10 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 WORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
-RENDITIONS = 3  # of each word by each voice: other speed, pitch, place and noise
+RENDITIONS = 2  # of each word by each voice: other speed, pitch, place and noise
 RATE = 16_000
 LIBRARIES = ("numpy", "pandas", "scipy", "sklearn", "torch")
-PARAGRAPHS = 1_600  # a library, at most
+PARAGRAPHS = 800  # a library, at most
 FILES = 250  # read a library, at most: whole libraries take a minute
 
 NAMES = {
@@ -99,32 +100,22 @@ def default_folder(domain: str, cache: str | Path) -> Path:
 def digits() -> dict[str, "Dataset"]:
     """The digits as 8x8 grey PNGs, a quarter and a bit of them held out as the test split."""
     import PIL.Image
-    from datasets import ClassLabel, Dataset, Features
-    from datasets import Image as ImageFeature
+    from datasets import ClassLabel, Dataset, Features, Image
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
-    images, labels = load_digits(return_X_y=True)
-    pixels = np.round(images.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    pixels, labels = load_digits(return_X_y=True)
+    pixels = np.round(pixels.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    features = Features({"image": Image(), "label": ClassLabel(names=list("0123456789"))})
     train, test = train_test_split(
         np.arange(len(labels)), test_size=497, stratify=labels, random_state=0
     )
-    features = Features(
-        {"image": ImageFeature(), "label": ClassLabel(names=[str(digit) for digit in range(10)])}
-    )
 
-    def png(image: np.ndarray) -> dict[str, Any]:
-        buffer = io.BytesIO()
-        PIL.Image.fromarray(image).save(buffer, format="png")
-        return {"bytes": buffer.getvalue(), "path": None}
+    def rows(chosen: np.ndarray) -> "Dataset":
+        images = [PIL.Image.fromarray(pixels[row]) for row in chosen]
+        return Dataset.from_dict({"image": images, "label": labels[chosen]}, features=features)
 
-    return {
-        split: Dataset.from_dict(
-            {"image": [png(pixels[i]) for i in rows], "label": labels[rows].tolist()},
-            features=features,
-        )
-        for split, rows in (("train", np.sort(train)), ("test", np.sort(test)))
-    }
+    return {"train": rows(np.sort(train)), "test": rows(np.sort(test))}
 
 
 def spoken_words() -> dict[str, "Dataset"]:
@@ -146,46 +137,37 @@ def spoken_words() -> dict[str, "Dataset"]:
             "speaker": Value("string"),
         }
     )
-    result = {}
-    for split, voices in splits.items():
-        rows: dict[str, list[Any]] = {"audio": [], "label": [], "speaker": []}
-        for voice in voices:
-            # A stream of its own for every voice: no clip depends on which voices came before.
-            random = np.random.default_rng(int(hashlib.sha256(voice.encode()).hexdigest()[:8], 16))
-            espeak.voice(voice)
-            for label, word in enumerate(WORDS):
-                for rendition in range(RENDITIONS):
-                    speed, pitch = random.integers(140, 221), random.integers(30, 71)
-                    spoken = espeak.say(word, speed=int(speed), pitch=int(pitch))
-                    clip = resample_poly(spoken, RATE, espeak.rate)
-                    clip = _place(_trim(clip), random)
-                    power = np.mean(clip[clip != 0] ** 2)
-                    noise = np.sqrt(power / 10 ** (random.uniform(3, 20) / 10))
-                    clip = clip + noise * random.standard_normal(RATE)
-                    clip *= random.uniform(0.3, 0.9) / np.abs(clip).max()
-                    buffer = io.BytesIO()
-                    soundfile.write(buffer, clip, RATE, format="FLAC", subtype="PCM_16")
-                    path = f"{voice}-{word}-{rendition}.flac"
-                    rows["audio"].append({"bytes": buffer.getvalue(), "path": path})
-                    rows["label"].append(label)
-                    rows["speaker"].append(voice)
-        result[split] = Dataset.from_dict(rows, features=features)
-    return result
+
+    def clips(voice: str) -> Iterator[dict[str, Any]]:
+        # A stream of its own for every voice: no clip depends on which voices came before.
+        random = np.random.default_rng(int(hashlib.sha256(voice.encode()).hexdigest()[:8], 16))
+        espeak.voice(voice)
+        for (label, word), rendition in itertools.product(enumerate(WORDS), range(RENDITIONS)):
+            speed, pitch = random.integers(140, 221), random.integers(30, 71)
+            spoken = espeak.say(word, speed=int(speed), pitch=int(pitch))
+            clip = _placed(resample_poly(spoken, RATE, espeak.rate), random)
+            power = np.mean(clip[clip != 0] ** 2)
+            noise = np.sqrt(power / 10 ** (random.uniform(3, 20) / 10))
+            clip = clip + noise * random.standard_normal(RATE)
+            clip *= random.uniform(0.3, 0.9) / np.abs(clip).max()
+            buffer = io.BytesIO()
+            soundfile.write(buffer, clip, RATE, format="FLAC", subtype="PCM_16")
+            audio = {"bytes": buffer.getvalue(), "path": f"{voice}-{word}-{rendition}.flac"}
+            yield {"audio": audio, "label": label, "speaker": voice}
+
+    return {
+        split: Dataset.from_list([clip for name in voices for clip in clips(name)], features)
+        for split, voices in splits.items()
+    }
 
 
-def _trim(clip: np.ndarray) -> np.ndarray:
-    """Without the silence before and after the word."""
+def _placed(clip: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """The word without the silence around it, somewhere in one second; a longer one loses its
+    end."""
     loud = np.flatnonzero(np.abs(clip) > 0.02 * np.abs(clip).max())
-    return clip[loud[0] : loud[-1] + 1]
-
-
-def _place(word: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """The word somewhere in one second; a longer one loses its end."""
-    clip = np.zeros(RATE)
-    word = word[:RATE]
+    word = clip[loud[0] : loud[-1] + 1][:RATE]
     start = random.integers(0, RATE - len(word) + 1)
-    clip[start : start + len(word)] = word
-    return clip
+    return np.pad(word, (start, RATE - len(word) - start))
 
 
 def _split_voices(voices: list[str]) -> dict[str, list[str]]:
@@ -271,22 +253,19 @@ def docstrings() -> dict[str, "Dataset"]:
     found = distinct({name: list(paragraphs(name)) for name in LIBRARIES})
     count = min(PARAGRAPHS, *map(len, found.values()))
     features = Features({"text": Value("string"), "label": ClassLabel(names=list(LIBRARIES))})
-    rows = [
+    rows = sorted(
         (int(hashlib.sha256(text.encode()).hexdigest()[:8], 16), text, label)
         for label, name in enumerate(LIBRARIES)
         for text in found[name][:count]
-    ]
-    splits = {
-        "train": sorted(row for row in rows if row[0] % 5),
-        "test": sorted(row for row in rows if row[0] % 5 == 0),
-    }
-    return {
-        split: Dataset.from_dict(
-            {"text": [row[1] for row in chosen], "label": [row[2] for row in chosen]},
-            features=features,
+    )
+
+    def split(test: bool) -> "Dataset":
+        chosen = [(text, label) for number, text, label in rows if (number % 5 == 0) == test]
+        return Dataset.from_list(
+            [dict(zip(features, row, strict=True)) for row in chosen], features
         )
-        for split, chosen in splits.items()
-    }
+
+    return {"train": split(False), "test": split(True)}
 
 
 def distinct(found: dict[str, list[str]]) -> dict[str, list[str]]:

@@ -1,7 +1,7 @@
 """Independent jobs over independent single-thread processes.
 
-Each worker is a fresh process that pays its imports once and then takes one job after another. A
-worker that dies takes only the job it held with it; a parent that dies takes its workers along.
+A server imports once what all need; a worker is forked from it and takes one job after another. One
+that dies takes only the job it held with it; a parent that dies takes its workers along.
 """
 
 import multiprocessing
@@ -9,8 +9,9 @@ import os
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -27,7 +28,7 @@ class Failure:
 
 class _Worker:
     def __init__(self, work: Work, settings: Any, fatal: type[Exception]) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("forkserver")
         self.connection, other = context.Pipe()
         arguments = (work, settings, fatal, other)
         self.process = context.Process(target=_serve, args=arguments, daemon=True)
@@ -65,27 +66,32 @@ def spread(
     take: Callable[[], Any],
     size: int,
     fatal: type[Exception],
+    imports: Sequence[str] = (),
     tick: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[Any, Any]]:
     """Run jobs on up to `size` processes; yield each with its result or `Failure` as it ends.
 
     `take()` gives the next job, or None when none is ready now: it is asked again after every job
-    that ends, so that jobs may wait for others. `tick()` is called a few times a second. Leaving
-    the loop in any way ends every process. A job that raises `fatal` stops all the others, and
-    the exception is raised here.
+    that ends, so that jobs may wait for others. `imports` are the modules that are imported once
+    for all. `tick()` is called a few times a second. Leaving the loop in any way ends every
+    process. A job that raises `fatal` stops all the others, and the exception is raised here.
     """
+    forkserver.set_forkserver_preload(list(imports))
+    # Ctrl-C is the parent's to handle: the server, and all it forks, inherit that it is ignored.
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    forkserver.ensure_running()
+    signal.signal(signal.SIGINT, before)
     workers: list[_Worker] = []
     try:
         while True:
-            while any(worker.job is None for worker in workers) or len(workers) < size:
+            while sum(worker.job is not None for worker in workers) < size:
                 job = take()
                 if job is None:
                     break
-                idle = next((worker for worker in workers if worker.job is None), None)
-                if idle is None:
-                    idle = _Worker(work, settings, fatal)
-                    workers.append(idle)
-                idle.give(job)
+                idle = [worker for worker in workers if worker.job is None]
+                if not idle:
+                    workers += (idle := [_Worker(work, settings, fatal)])
+                idle[0].give(job)
             busy = {worker.connection: worker for worker in workers if worker.job is not None}
             if not busy:
                 return
@@ -107,7 +113,6 @@ def spread(
 
 def _serve(work: Work, settings: Any, fatal: type[Exception], connection: Connection) -> None:
     """The life of a worker: jobs in, results out, until the pipe ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     while True:
         try:

@@ -35,7 +35,7 @@ class Store:
 
     @property
     def done(self) -> set[Job]:
-        return {_job(record) for record in self.records}
+        return set(map(Job.of, self.records))
 
     def add(self, record: dict[str, Any]) -> None:
         """Append one line and see it on the disk before anything else happens."""
@@ -86,7 +86,7 @@ class Store:
                     f"line {number} of {self.path} {why}; set aside in damaged.jsonl, its arm runs "
                     "again"
                 )
-            elif (job := _job(record)) in seen:
+            elif (job := Job.of(record)) in seen:
                 self.said.append(f"line {number} of {self.path} repeats {job}; counted once")
             else:
                 seen.add(job)
@@ -110,10 +110,6 @@ def _parsed(line: str) -> tuple[dict[str, Any] | None, str]:
         return None, "is not valid JSON"
     why = fault(record)
     return (None, why) if why else (record, "")
-
-
-def _job(record: dict[str, Any]) -> Job:
-    return Job(record["domain"], record["arm"], record["depth"], record["seed"])
 
 
 def _write(path: Path, text: str) -> None:

@@ -7,7 +7,6 @@ one and a finished one are told by the same code.
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from resbackbones import report
@@ -31,7 +30,7 @@ NETS = (
 QUICK = "A quick run, with fewer seeds and less data: a look, not a claim."
 
 
-# What a verdict is called: on a card (the colour it has there), and in the sentence.
+# What a verdict is called: on a card, and in the sentence.
 SAYS: dict[str, dict[str, tuple[str, str]]] = {
     "skip": {
         "better": ("skip helped", "the skip helped"),
@@ -56,145 +55,95 @@ KINDS: dict[str, Literal["good", "bad", "none"]]
 KINDS = {"better": "good", "worse": "bad", "nothing": "none", "unknown": "none"}
 
 
-@dataclass(frozen=True)
-class Finding:
-    """What one domain's figures say; `skip` goes from a depth to its comparison."""
-
-    domain: str
-    dataset: str
-    skip: dict[int, Comparison]
-    losses: dict[int, tuple[float, float]]  # depth -> plain, residual, where plain's is higher
-    depth: Comparison | None
-    depths: tuple[int, int] | None
-    baseline: Comparison | None
-    baseline_name: str
-    best: tuple[str, int] | None
-    only_validation: bool
-
-    @property
-    def sentence(self) -> str:
-        """The domain's one sentence, by the rule and nothing else."""
-        parts = [self._skip(depth) for depth in sorted(self.skip, reverse=True)]
-        if self.depth is not None and self.depths is not None:
-            says = SAYS["depth"][self.depth.verdict][1]
-            points = f"{100 * self.depth.difference:+.1f} points"
-            parts.append(f"{says} (residual, {self.depths[1]} against {self.depths[0]}: {points})")
-        if self.baseline is not None and self.best is not None:
-            ours, theirs = (
-                format_metric("accuracy", x) for x in (self.baseline.ours, self.baseline.theirs)
-            )
-            net = f"the best net ({self.best[0]}, depth {self.best[1]}: {ours})"
-            simple = f"the baseline ({self.baseline_name}: {theirs})"
-            says = SAYS["baseline"][self.baseline.verdict][1]
-            parts.append(says.format(net=net, simple=simple))
-        text = "; ".join(parts) if parts else "too few arms finished to say"
-        note = " [scored on the validation split: there is no test split]"
-        note = note if parts and self.only_validation else ""
-        return f"{self.domain.capitalize()} ({self.dataset}): {text}.{note}"
-
-    def _skip(self, depth: int) -> str:
-        found = self.skip[depth]
-        text = (
-            f"at depth {depth} {SAYS['skip'][found.verdict][1]}: "
-            f"{format_metric('accuracy', found.ours)} with it, "
-            f"{format_metric('accuracy', found.theirs)} without ({found.points})"
-        )
-        if found.verdict == "better" and depth in self.losses:
-            plain, residual = self.losses[depth]
-            text += f", and the training loss is lower too ({residual:.2g} against {plain:.2g})"
-        return text
-
-    def card(self, subtitle: str) -> report.Card:
-        """The same at a glance."""
-
-        def verdict(
-            about: str, kind: str, found: Comparison, ours: str, theirs: str
-        ) -> report.Verdict:
-            says, colour = SAYS[kind][found.verdict][0], KINDS[found.verdict]
-            sides = {ours: found.ours, theirs: found.theirs}
-            return report.Verdict(about, says, colour, sides, found.points)
-
-        verdicts = [
-            verdict(f"depth {depth}", "skip", self.skip[depth], "residual", "plain")
-            for depth in sorted(self.skip, reverse=True)
-        ]
-        if self.depth is not None and self.depths is not None:
-            shallow, deep = (f"residual, {depth}" for depth in self.depths)
-            verdicts.append(verdict("depth itself", "depth", self.depth, deep, shallow))
-        if self.baseline is not None and self.best is not None:
-            net = f"{self.best[0]}, {self.best[1]}"
-            verdicts.append(verdict("best net", "baseline", self.baseline, net, "baseline"))
-        return report.Card(self.domain.capitalize(), subtitle, verdicts, self.sentence)
-
-
-def judge(records: Sequence[Arm], domain: str) -> Finding:
-    """Apply the rule to one domain's records."""
+def judge(records: Sequence[Arm], domain: str) -> report.Card:
+    """Apply the rule to one domain's records: verdicts at a glance, and the one sentence."""
     ours = [record for record in records if record["domain"] == domain]
-    nets = [record for record in ours if record["arm"] != "baseline"]
-    depths = sorted({record["depth"] for record in nets})
-    rows = ours[0]["test_rows"] if ours else 1
+    nets = {(arm, depth): seeds for (_, arm, depth), seeds in groups(ours).items() if depth}
+    depths = sorted({depth for _, depth in nets}, reverse=True)
+    verdicts, clauses = [], []
 
-    def by_seed(arm: str, depth: int, key: str = "value") -> dict[int, float]:
-        return {r["seed"]: r[key] for r in nets if r["arm"] == arm and r["depth"] == depth}
+    def values(arm: str, depth: int, key: str = "value") -> dict[int, float]:
+        return {record["seed"]: record[key] for record in nets.get((arm, depth), [])}
 
-    skip, losses = {}, {}
+    def claim(kind: str, about: str, sides: Mapping[str, Any]) -> tuple[Comparison | None, str]:
+        """Put a verdict on the card, ours against theirs; what the sentence says of it."""
+        one, other = sides.values()
+        found = compare(one, other, ours[0]["test_rows"])
+        if found is None:  # they share no seed
+            return None, ""
+        short, long = SAYS[kind][found.verdict]
+        shares = dict(zip(sides, (found.ours, found.theirs), strict=True))
+        verdicts.append(report.Verdict(about, short, KINDS[found.verdict], shares, found.points))
+        return found, long
+
     for depth in depths:
-        found = compare(by_seed("residual", depth), by_seed("plain", depth), rows)
-        if found is None:
-            continue
-        skip[depth] = found
-        residual, plain = (by_seed(arm, depth, "train_loss") for arm in ("residual", "plain"))
-        shared = sorted(residual.keys() & plain.keys())
-        if report.surely_positive([plain[seed] - residual[seed] for seed in shared]):
-            losses[depth] = (
-                statistics.fmean(plain[seed] for seed in shared),
-                statistics.fmean(residual[seed] for seed in shared),
+        sides = {"residual": values("residual", depth), "plain": values("plain", depth)}
+        found, says = claim("skip", f"depth {depth}", sides)
+        if found is not None:
+            with_it, without = (format_metric("accuracy", x) for x in (found.ours, found.theirs))
+            clauses.append(
+                f"at depth {depth} {says}: {with_it} with it, {without} without ({found.points})"
+                + (_losses(nets, depth) if found.verdict == "better" else "")
             )
-    of_depth = None
     if len(depths) > 1:
-        of_depth = compare(by_seed("residual", depths[-1]), by_seed("residual", depths[0]), rows)
-    best = max(
-        {(record["arm"], record["depth"]) for record in nets},
-        # Fewer layers first among equals, residual before plain: the order must not be chance.
-        key=lambda arm: (
-            statistics.fmean(by_seed(arm[0], arm[1], "validation").values()),
-            -arm[1],
-            arm[0],
-        ),
-        default=None,
-    )
+        deep, *_, shallow = depths
+        sides = {f"residual, {depth}": values("residual", depth) for depth in (deep, shallow)}
+        found, says = claim("depth", "depth itself", sides)
+        if found is not None:
+            points = f"{100 * found.difference:+.1f} points"
+            clauses.append(f"{says} (residual, {deep} against {shallow}: {points})")
     simple = next((record for record in ours if record["arm"] == "baseline"), None)
-    of_baseline = None
-    if simple is not None and best is not None:
-        of_baseline = compare(by_seed(*best), simple["value"], rows)
-    return Finding(
-        domain=domain,
-        dataset=ours[0]["dataset"] if ours else "no data",
-        skip=skip,
-        losses=losses,
-        depth=of_depth,
-        depths=(depths[0], depths[-1]) if len(depths) > 1 else None,
-        baseline=of_baseline,
-        baseline_name=simple["name"] if simple else "",
-        best=best,
-        only_validation=bool(ours) and ours[0]["split"] == "validation",
+    if simple is not None and nets:
+        arm, depth = max(
+            nets,
+            # Fewer layers first among equals, residual before plain: the order must not be chance.
+            key=lambda net: (
+                statistics.fmean(values(net[0], net[1], "validation").values()),
+                -net[1],
+                net[0],
+            ),
+        )
+        sides = {f"{arm}, {depth}": values(arm, depth), "baseline": simple["value"]}
+        found, says = claim("baseline", "best net", sides)
+        assert found is not None
+        best, bar = (format_metric("accuracy", x) for x in (found.ours, found.theirs))
+        net = f"the best net ({arm}, depth {depth}: {best})"
+        clauses.append(says.format(net=net, simple=f"the baseline ({simple['name']}: {bar})"))
+    text = "; ".join(clauses) or "too few arms finished to say"
+    if clauses and ours[0]["split"] == "validation":
+        text += ". [scored on the validation split: there is no test split]"
+    else:
+        text += "."
+    dataset = ours[0]["dataset"]
+    title = domain.capitalize()
+    subtitle = f"{dataset}, {_seeds(ours, domain)}"
+    return report.Card(title, subtitle, verdicts, f"{title} ({dataset}): {text}")
+
+
+def _losses(nets: Mapping[tuple[str, int], Sequence[Arm]], depth: int) -> str:
+    """The training losses, where the residual net's is surely lower."""
+    plain, residual = (
+        {record["seed"]: record["train_loss"] for record in nets[arm, depth]}
+        for arm in ("plain", "residual")
     )
+    shared = plain.keys() & residual.keys()
+    if not report.surely_positive([plain[seed] - residual[seed] for seed in shared]):
+        return ""
+    means = (statistics.fmean(loss[seed] for seed in shared) for loss in (residual, plain))
+    return ", and the training loss is lower too ({:.2g} against {:.2g})".format(*means)
 
 
 def page(records: Sequence[Arm], about: Mapping[str, Any]) -> report.Page:
     """The report: `about` holds hardware, versions, commit, command, device, quick and missing."""
+    firsts = {record["domain"]: record for record in reversed(records)}
     domains = list(dict.fromkeys(record["domain"] for record in records))
-    firsts = {domain: next(r for r in records if r["domain"] == domain) for domain in domains}
     flags = [QUICK] if about["quick"] else []
     if about["missing"]:
         flags.append(f"Unfinished: {about['missing']}")
     return report.Page(
         title="What the skip did here",
         lead="Plain against residual nets of the same parameters in vision, speech and text.",
-        cards=[
-            judge(records, domain).card(f"{firsts[domain]['dataset']}, {_seeds(records, domain)}")
-            for domain in domains
-        ],
+        cards=[judge(records, domain) for domain in domains],
         plots=plots(records),
         header=HEADER,
         rows=table_rows(records),
@@ -202,7 +151,7 @@ def page(records: Sequence[Arm], about: Mapping[str, Any]) -> report.Page:
             "The rule": RULE,
             "The nets": NETS,
             "The data": " ".join(
-                f"{domain.capitalize()}: {first['about_data']}." for domain, first in firsts.items()
+                f"{domain.capitalize()}: {firsts[domain]['about_data']}." for domain in domains
             ),
             "Measured": _measured_on(about),
         },
@@ -220,14 +169,14 @@ def _measured_on(about: Mapping[str, Any]) -> str:
 
 def _seeds(records: Sequence[Arm], domain: str) -> str:
     """How many seeds stand behind a domain's nets: "3 seeds", or "1 to 3 seeds" in half a run."""
-    counts = {len(group) for key, group in _groups(records).items() if key[0] == domain and key[2]}
+    counts = {len(group) for key, group in groups(records).items() if key[0] == domain and key[2]}
     if not counts:
         return "no net yet"
     low, high = min(counts), max(counts)
     return f"{high} seed{'s' * (high > 1)}" if low == high else f"{low} to {high} seeds"
 
 
-def _groups(records: Sequence[Arm]) -> dict[tuple[str, str, int], list[Arm]]:
+def groups(records: Sequence[Arm]) -> dict[tuple[str, str, int], list[Arm]]:
     """(domain, arm, depth) -> its seeds; domains as they come, each with its baseline first."""
     groups: dict[tuple[str, str, int], list[Arm]] = {}
     for record in records:
@@ -247,7 +196,7 @@ HEADER = (
 def table_rows(records: Sequence[Arm]) -> list[list[str]]:
     """One row per arm, the domain's baseline first; several seeds as mean ± sd."""
     rows = []
-    for (domain, arm, depth), group in _groups(records).items():
+    for (domain, arm, depth), group in groups(records).items():
         first = group[0]
         accuracy = format_metric(first["metric"], *mean_sd([r["value"] for r in group]))
         seconds = f"{statistics.fmean(r['seconds'] for r in group):.1f}"
@@ -275,18 +224,15 @@ def table_rows(records: Sequence[Arm]) -> list[list[str]]:
 
 def plots(records: Sequence[Arm]) -> list[report.Plot]:
     """Accuracy, training loss and gradient profile, a panel per domain."""
-    nets = [record for record in records if record["arm"] != "baseline"]
     panels: list[list[Panel]] = []
-    for domain in dict.fromkeys(record["domain"] for record in nets):
-        ours = [record for record in nets if record["domain"] == domain]
-        ticks = sorted({record["depth"] for record in ours})
-        accuracy, loss = _lines(ours, "value", 100), _lines(ours, "train_loss")
+    for domain in dict.fromkeys(record["domain"] for record in records if record["depth"]):
+        of_domain = {key[1:]: g for key, g in groups(records).items() if key[0] == domain}
+        across = {arm: 100 * g[0]["value"] for (arm, d), g in of_domain.items() if not d}
+        nets = {key: group for key, group in of_domain.items() if key[1]}
+        ours = [record for group in nets.values() for record in group]
+        ticks = sorted({depth for _, depth in nets})
+        accuracy, loss = _lines(nets, "value", 100), _lines(nets, "train_loss")
         profiles = _profiles([record for record in ours if record["depth"] == ticks[-1]])
-        across = {
-            record["arm"]: 100 * record["value"]
-            for record in records
-            if record["domain"] == domain and record["arm"] == "baseline"
-        }
         name, unit = domain.capitalize(), f"{ours[0]['split']} accuracy, %"
         title, end = f"{name}, {_seeds(records, domain)}", f"{name}, depth {ticks[-1]}"
         block, size = "block, shallow to deep", "gradient, last block = 1"
@@ -319,16 +265,12 @@ PLOTS = (
 )
 
 
-def _lines(records: Sequence[Arm], key: str, scale: float = 1) -> list[Line]:
+def _lines(nets: Mapping[tuple[str, int], list[Arm]], key: str, scale: float = 1) -> list[Line]:
     lines = []
-    for arm in ("plain", "residual"):
-        depths = sorted({record["depth"] for record in records if record["arm"] == arm})
-        spread = [
-            mean_sd([scale * r[key] for r in records if (r["arm"], r["depth"]) == (arm, depth)])
-            for depth in depths
-        ]
-        if depths:
-            lines.append(Line(arm, depths, [m for m, _ in spread], [s for _, s in spread]))
+    for arm in dict.fromkeys(arm for arm, _ in nets):
+        of_arm = {d: [scale * r[key] for r in g] for (a, d), g in nets.items() if a == arm}
+        means, spread = zip(*map(mean_sd, of_arm.values()), strict=True)
+        lines.append(Line(arm, list(of_arm), means, spread))
     return lines
 
 

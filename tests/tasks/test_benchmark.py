@@ -227,9 +227,8 @@ def test_a_gpu_trains_every_domain(small: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("domain", ["vision", "speech", "text"])
 @pytest.mark.parametrize("depth", [8, 20, 56])
 def test_plain_and_residual_nets_are_twins(domain: str, depth: int) -> None:
-    dims = 2 if domain == "vision" else 1
     plain, residual = (
-        rb.backbone(arms.spec(domain, depth, skip, dims=dims)) for skip in ("none", "identity")
+        rb.backbone(arms.spec(domain, depth), skip=skip) for skip in ("none", "identity")
     )
     assert plain.parameter_difference == 0
     assert sum(len(block.branch) for _, block in plain.blocks) + 2 == depth

@@ -19,6 +19,8 @@ def work(settings, job):
         raise RuntimeError("broken arm")
     if job == "input":
         raise ValueError("no such folder; give one")
+    if job == "interrupt":
+        os.kill(os.getpid(), signal.SIGINT)
     if job == "sleep":
         time.sleep(60)
     return settings, job, os.getpid()
@@ -41,6 +43,40 @@ def test_a_dead_worker_and_an_error_cost_one_job_each():
     assert isinstance(results["die"], Failure) and "signal 9" in results["die"].why
     assert results["raise"].why == "RuntimeError: broken arm"
     assert "in work" in results["raise"].traceback
+
+
+def test_an_interruption_is_the_parents_to_handle():
+    (done,) = dict(spread(work, None, jobs("interrupt"), 1, ValueError)).values()
+    assert done[1] == "interrupt"
+
+
+def test_what_all_need_is_imported_once_for_all(tmp_path):
+    (tmp_path / "tests_heavy.py").write_text(
+        "import os\n"
+        "imported = os.getpid()\n"
+        "def work(settings, job):\n"
+        "    return imported, os.getpid()\n"
+    )
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from tasks._benchmark.pool import spread\n"
+        "from tests_heavy import work\n"
+        "if __name__ == '__main__':\n"
+        "    left = ['a', 'b']\n"
+        "    take = lambda: left.pop(0) if left else None\n"
+        "    for _, pids in spread(work, None, take, 2, ValueError, ['tests_heavy']):\n"
+        "        print(*pids)\n"
+    )
+    path = os.pathsep.join([os.getcwd(), str(tmp_path)])
+    shown = subprocess.run(
+        [sys.executable, str(script)],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONPATH": path},
+    ).stdout
+    (a, worker), (b, other) = (line.split() for line in shown.splitlines())
+    assert a == b and a not in (worker, other)
 
 
 def test_bad_input_stops_everything():

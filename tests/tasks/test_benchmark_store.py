@@ -1,6 +1,7 @@
 """What a run leaves on the disk, and what a resumed one makes of it."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from resbackbones.errors import InputError
 from tasks._benchmark import arms
 from tasks._benchmark.store import Store
 
-SETTINGS = arms.Settings(data={"vision": "pictures"})
+SETTINGS = arms.Settings(domains=("vision",), vision="pictures")
 
 
 def line(arm: str = "plain", depth: int | None = 8, seed: int | None = 0, **changes: Any) -> dict:
@@ -124,7 +125,7 @@ def test_a_damaged_configuration_is_one_sentence(whole: Store, text: str) -> Non
 
 def test_other_settings_and_an_empty_folder_are_refused(whole: Store, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="epochs = None, not 2"):
-        Store(tmp_path, arms.Settings(data=SETTINGS.data, epochs=2), resume=True)
+        Store(tmp_path, replace(SETTINGS, epochs=2), resume=True)
     with pytest.raises(InputError, match="already holds a run"):
         Store(tmp_path, SETTINGS, resume=False)
     (tmp_path / "empty").mkdir()
@@ -133,8 +134,8 @@ def test_other_settings_and_an_empty_folder_are_refused(whole: Store, tmp_path: 
 
 
 def test_a_domain_can_be_added(whole: Store, tmp_path: Path) -> None:
-    both = arms.Settings(data={"vision": "pictures", "text": "texts.csv"})
+    both = replace(SETTINGS, domains=("vision", "text"), text="texts.csv")
     assert len(Store(tmp_path, both, resume=True).records) == 3
     assert again(whole).records  # and left out again
     with pytest.raises(InputError, match=r"'texts\.csv'}, not {'text': 'other'}"):
-        Store(tmp_path, arms.Settings(data={"text": "other"}), resume=True)
+        Store(tmp_path, arms.Settings(domains=("text",), text="other"), resume=True)
