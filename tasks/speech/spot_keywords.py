@@ -30,7 +30,7 @@ from resbackbones.speech import (
 from resbackbones.speech import ResidualForAudioClassification as Model
 from resbackbones.speech.recordings import FULL_SCALE
 from resbackbones.train.options import Keep, Kind, Schedule
-from tasks._recipe import Experiment, Recipe, Spec, Task, each, run
+from tasks._recipe import Experiment, Recipe, Spec, Task, run
 from tasks.speech._baseline import baseline
 
 
@@ -72,10 +72,12 @@ def experiment(config: Config) -> Experiment:
     names = splits.train.target.names
     build = partial(Model.build, spec, labels=names, processor=extractor)
     build()  # what does not fit together is told before the recordings are read
-    train, validation, test = each(
-        splits,
-        lambda part: read_clips(part, config.sampling_rate, config.on_bad, config.max_seconds),
-    )
+    listen = partial(read_clips, sampling_rate=config.sampling_rate, on_bad=config.on_bad)
+    train = listen(splits.train, max_seconds=config.max_seconds)
+    alike = partial(listen, max_seconds=train.max_seconds)
+    validation = alike(splits.validation)
+    test = validation if splits.test is None else alike(splits.test)
+    extractor.pad_to = max(train.seconds)  # so that a pipeline can batch clips of other lengths
     hear = partial(AudioItems, extractor=extractor, device=config.where)
     return Experiment(
         splits,
@@ -108,8 +110,8 @@ import soundfile, transformers
 import resbackbones.speech
 
 recognise = transformers.pipeline("audio-classification", model="{model}")
-samples, rate = soundfile.read("clip.wav", dtype="float32")
-print(recognise({{"array": samples, "sampling_rate": rate}}, top_k=3))
+samples, rate = soundfile.read("clip.wav", dtype="float32", always_2d=True)
+print(recognise({{"array": samples.mean(1), "sampling_rate": rate}}, top_k=3))
 """
 TASK = Task("spot_keywords", "audio", Config, experiment, items, Model, read, USE)
 
