@@ -19,7 +19,8 @@ MOST = 10_000  # clips that are learned from: the time grows with their square
 
 def baseline(train: Clips, validation: Clips, test: Clips) -> tuple[str, Confusion]:
     """Name and answers on `test` of support vectors with an RBF kernel on the means and deviations
-    of 13 MFCC and their slopes in 8 parts of a clip; the cost is chosen on `validation`."""
+    of 13 MFCC and their slopes in 8 parts of a clip; the cost is chosen on `validation`, or
+    the middle one where that is `test`."""
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
     from sklearn.svm import SVC
@@ -31,7 +32,7 @@ def baseline(train: Clips, validation: Clips, test: Clips) -> tuple[str, Confusi
         make_pipeline(StandardScaler(), SVC(C=cost, cache_size=1000)).fit(
             features, train.labels[some].numpy()
         )
-        for cost in COSTS
+        for cost in (COSTS if validation is not test else COSTS[1:2])  # else it would flatter
     ]
     best = max(models, key=lambda model: model.score(known, checked))
     predicted = best.predict(_features(test))

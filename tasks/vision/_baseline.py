@@ -20,7 +20,8 @@ MOST = 10_000  # images that support vectors and choices are made from: the time
 def baseline(train: ImageItems, validation: ImageItems, test: ImageItems) -> tuple[str, Confusion]:
     """Name and answers on `test` of what is best on `validation` of two kernel methods on principal
     components of the pixels: support vectors (up to 10,000 images), and ridge regression on up to
-    2,000 RBF features (Williams and Seeger 2001, "Using the Nystroem method") of whitened ones."""
+    2,000 RBF features (Williams and Seeger 2001, "Using the Nystroem method") of whitened ones.
+    Where `validation` is `test`, the first of them that applies."""
     from sklearn.decomposition import PCA
     from sklearn.kernel_approximation import Nystroem
     from sklearn.linear_model import RidgeClassifier
@@ -51,6 +52,8 @@ def baseline(train: ImageItems, validation: ImageItems, test: ImageItems) -> tup
     }
     if len(x) <= MOST:
         models = {"PCA + SVC": SVC(C=10, cache_size=500), **models}
+    if validation is test:  # no choice is made on what it is then measured on
+        models = dict([*models.items()][:1])
     checked = known(validation)
     name = max(models, key=lambda name: models[name].fit(x[some], y[some]).score(*checked))
     if len(x) > MOST:

@@ -1,9 +1,11 @@
 """The simple method hears every clip alone, chooses on validation and tells two tones apart."""
 
+import pytest
 import torch
 from torch import Tensor
 
 from resbackbones.speech import Clips
+from tasks.speech import _baseline
 from tasks.speech._baseline import REACH, SEGMENTS, baseline, by_segments
 
 
@@ -58,3 +60,14 @@ def test_the_labels_of_the_test_split_choose_nothing() -> None:
     turned = Clips(**{**vars(test), "labels": 1 - test.labels})
     answers = [baseline(train, validation, some)[1].counts for some in (test, turned)]
     assert torch.equal(answers[0], answers[1].flip(0))
+
+
+def test_nothing_is_chosen_on_the_rows_it_is_measured_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_baseline, "COSTS", (1e-4, 1.0, 100.0))  # the first names one class alone
+    train, test = tones(41, 0, 5.0), tones(40, 2, 5.0)
+    asked = []
+    for seed in range(10):  # some of these labels another cost would come closer to
+        labels = torch.randint(2, (40,), generator=torch.Generator().manual_seed(seed))
+        some = Clips(**{**vars(test), "labels": labels})
+        asked.append(baseline(train, some, some)[1].counts.sum(0).tolist())
+    assert asked == [asked[0]] * 10

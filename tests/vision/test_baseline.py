@@ -61,6 +61,16 @@ def test_nothing_is_learned_from_the_test_labels_or_augmented() -> None:
     assert train.augment is not None
 
 
+def test_nothing_is_chosen_on_the_rows_it_is_measured_on() -> None:
+    train, test = drawn(15, 0), drawn(30, 2)
+    name, confusion = baseline(train, test, test)
+    assert name == "PCA + SVC"
+    for seed in range(20):  # some of these labels another method would come closer to
+        test.labels = torch.randint(3, (30,), generator=torch.Generator().manual_seed(seed))
+        again, other = baseline(train, test, test)
+        assert again == name and torch.equal(other.counts.sum(0), confusion.counts.sum(0))
+
+
 def test_large_images_are_averaged() -> None:
     (batch,) = _baseline._pixels(drawn(3, 0, (40, 64)), torch.arange(3))
     assert batch.shape == (3, 32 * 32)
