@@ -61,7 +61,7 @@ def evaluate(
     batches = InOrder(count, batch_size, lengths, budget)(rank=world.rank, world=world.size)
     with modes_kept(model), torch.no_grad(), autocast(device.type, precision), without_tf32():
         model.eval()
-        for batch in feed.loader(dataset, workers, batch_sampler=batches):
+        for batch in feed.load(dataset, workers, batch_sampler=batches):
             batch = feed.there(batch, device)
             metric.update(model(**batch), batch)
     for rank, other in enumerate(world.gather(metric)):

@@ -1,6 +1,6 @@
 """What a step is fed: batches of any data set, from any place of an epoch on."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,10 +13,14 @@ from resbackbones.errors import InputError
 from resbackbones.train.options import Options
 
 
-def loader(dataset: Any, workers: int, seed: int = 0, **options: Any) -> DataLoader:
-    """torch's own, for items one by one and for whole batches. What a data set draws at random in a
-    worker, if it does, comes from the seed."""
-    return DataLoader(
+def load(dataset: Any, workers: int, seed: int = 0, **options: Any) -> Iterator[Any]:
+    """The batches of torch's own loader, of items one by one or of whole batches. What a data set
+    draws at random in a worker, if it does, comes from the seed.
+
+    Raises:
+        InputError: what the data set says, from a worker too.
+    """
+    loader = DataLoader(
         dataset,
         num_workers=workers,
         collate_fn=collate,
@@ -24,6 +28,12 @@ def loader(dataset: Any, workers: int, seed: int = 0, **options: Any) -> DataLoa
         generator=torch.Generator().manual_seed(seed),  # the global one is the model's
         **options,
     )
+    try:
+        yield from loader
+    except InputError as error:
+        # torch puts a worker's traceback around the sentence, which stands last.
+        sentence = str(error).strip().splitlines()[-1]
+        raise InputError(sentence.removeprefix(f"{InputError.__module__}.InputError: ")) from error
 
 
 def collate(items: Any) -> Mapping[str, Any]:
@@ -130,7 +140,7 @@ def first_batch(dataset: Any, kind: str) -> Mapping[str, Any]:
     Raises:
         InputError: it has no labels.
     """
-    (batch,) = loader(Subset(dataset, [0]), 0)
+    (batch,) = load(Subset(dataset, [0]), 0)
     if "labels" not in batch:
         raise InputError(
             f"{kind} items have no labels, only {', '.join(batch)}; give each item a label"

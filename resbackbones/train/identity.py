@@ -101,7 +101,7 @@ def _contents(dataset: Any) -> list[bytes]:
     rows = range(0, len(dataset), max(1, len(dataset) // 64))
     feed.set_epoch(dataset, 0)
     seed_all(0)
-    return [part for batch in feed.loader(Subset(dataset, rows), 0) for part in _values(batch)]
+    return [part for batch in feed.load(Subset(dataset, rows), 0) for part in _values(batch)]
 
 
 def _values(value: Any) -> Iterator[bytes]:

@@ -277,14 +277,14 @@ class _Run:
         seed = seed_of(options.seed, epoch, world.rank)
         if self.plan is None:
             part = self.train.part(options.batch_size, *place, start=skipped)
-            return iter(feed.loader(part, options.workers, seed, batch_size=None))
+            return feed.load(part, options.workers, seed, batch_size=None)
         batches = self.plan(*place)
         if len(batches) != self.count:
             raise InputError(
                 f"epoch {epoch + 1} has {len(batches)} batches and the first {self.count}; give "
                 "batches that are as many in every epoch"
             )
-        return iter(feed.loader(self.train, options.workers, seed, batch_sampler=batches[skipped:]))
+        return feed.load(self.train, options.workers, seed, batch_sampler=batches[skipped:])
 
     def update(self, net: nn.Module, batches: Iterator[Mapping[str, Any]]) -> None:
         """One step of the optimizer, on `accumulate` batches of each process."""

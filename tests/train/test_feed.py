@@ -203,3 +203,17 @@ def test_evaluation_keeps_to_its_budget() -> None:
     whole = evaluate(language_model(), data)
     assert evaluate(language_model(), data, budget=24) == pytest.approx(whole, abs=1e-5)
     assert feed.positions(Subset(data, [5, 1])).tolist() == data.lengths[[5, 1]].tolist()  # type: ignore[union-attr,index]
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_bad_input_is_one_sentence_from_a_worker_too(workers: int) -> None:
+    class Gone(Blobs):
+        def __getitems__(self, rows: Sequence[int]) -> dict[str, Tensor]:
+            if len(rows) > 1:
+                raise InputError("cat.png cannot be read now; leave the files as they are")
+            return super().__getitems__(rows)
+
+    with pytest.raises(InputError) as error:
+        fit(tiny(), Gone(), None, options(epochs=1, workers=workers))
+    assert str(error.value) == "cat.png cannot be read now; leave the files as they are"
