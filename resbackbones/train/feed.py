@@ -28,8 +28,12 @@ def load(dataset: Any, workers: int, seed: int = 0, **options: Any) -> Iterator[
         generator=torch.Generator().manual_seed(seed),  # the global one is the model's
         **options,
     )
+    return _in_a_sentence(iter(loader))  # begun here, so that workers fetch from now on
+
+
+def _in_a_sentence(batches: Iterator[Any]) -> Iterator[Any]:
     try:
-        yield from loader
+        yield from batches
     except InputError as error:
         # torch puts a worker's traceback around the sentence, which stands last.
         sentence = str(error).strip().splitlines()[-1]
