@@ -15,19 +15,19 @@ speech and the docstrings of installed libraries.
 
 import os
 import shlex
-import statistics
 import sys
 import textwrap
-import time
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+
+from tqdm import tqdm
 
 from resbackbones import report
 from resbackbones.errors import InputError
 from resbackbones.train.checkpoint import locked
 from resbackbones.train.distributed import World
-from tasks._benchmark import arms, data, told
+from tasks._benchmark import arms, told
 from tasks._benchmark.pool import Failure, spread
 from tasks._benchmark.store import Store
 from tasks._running import Stopped, run, run_folder
@@ -58,7 +58,7 @@ def main(config: Config) -> None:
     check(config)
     cuda = World.join(config.device).device.type == "cuda"
     config = replace(config, device="cuda" if cuda else "cpu")
-    # The workers' bars would run through the table.
+    # The workers' bars would run through the lines told here.
     os.environ |= {"TQDM_DISABLE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
     depths = config.depths or (8, 32 if config.quick else 56)
     jobs = plan(config.domains, depths, config.seeds or (2 if config.quick else 3))
@@ -68,19 +68,17 @@ def main(config: Config) -> None:
         store = Store(output, config, resume=config.resume)
         for line in store.said:
             print(line)
-        queue = Queue([job for job in jobs if job not in store.done], store.done)
-        began, stopped = time.monotonic(), None
         try:
-            train(config, queue, Display(jobs, store.records), store)
-        except Stopped as signal:  # what is done is kept, and told
-            stopped, stopped.folder, stopped.further = signal, output, further
-        finish(config, store, jobs)
-    print(f"{time.monotonic() - began:.0f} s; {output}/report.html, report.md, records.jsonl")
-    if stopped is not None:
-        raise stopped
-    if queue.failures:
+            train(config, jobs, store)
+        except Stopped as signal:
+            signal.folder, signal.further = output, further
+            raise
+        finally:  # what is done is kept, and told
+            missing = unfinished(store, jobs)
+            finish(config, store, missing)
+    if missing:
         again = f"python -m tasks.benchmark {shlex.join(further)} (and the same options)"
-        print(f"error: {unfinished(store, jobs)}; try them again with {again}", file=sys.stderr)
+        print(f"error: {missing}; try them again with {again}", file=sys.stderr)
         raise SystemExit(1)
 
 
@@ -91,10 +89,8 @@ def check(config: Config) -> None:
             raise InputError(f"--{name} is empty; name at least one")
     for depth in config.depths or ():
         if depth < 8 or depth % 6 != 2 or depth > DEEPEST:
-            near = min(max(8, 6 * round((depth - 2) / 6) + 2), DEEPEST)
             raise InputError(
-                f"--depths has {depth}; these nets have 6 n + 2 layers, from 8 to {DEEPEST}: "
-                f"use {near}, say"
+                f"--depths has {depth}; these nets have 6 n + 2 layers: 8, 14, 20, … {DEEPEST}"
             )
     for name in ("seeds", "epochs", "train_limit", "workers"):
         value = getattr(config, name)
@@ -105,20 +101,6 @@ def check(config: Config) -> None:
             raise InputError(f"--{domain} names data, but --domains leaves {domain} out; add it")
     if config.quick and config.record:
         raise InputError("--record is for claims, and --quick for a look; leave one of them out")
-
-
-def train(config: Config, queue: "Queue", display: "Display", store: Store) -> None:
-    """Run the jobs that are left; each is in the store as soon as it ends."""
-    size = config.workers or min(report.available_cores(), 8)
-    imports = [module for module, _ in arms.RECIPES.values()]
-    tick = lambda: display.show(queue.running)  # noqa: E731
-    with display:
-        for job, result in spread(arms.run, config, queue.take, size, InputError, imports, tick):
-            for failed, why in queue.ended(job, result):
-                display.failed(failed, why)
-            if not isinstance(result, Failure):
-                store.add(result)
-                display.finished(result)
 
 
 def plan(domains: tuple[arms.Domain, ...], depths: tuple[int, ...], seeds: int) -> list[arms.Job]:
@@ -134,104 +116,40 @@ def plan(domains: tuple[arms.Domain, ...], depths: tuple[int, ...], seeds: int) 
     ]
 
 
-class Queue:
-    """Jobs in order; a domain's nets wait until its baseline has opened the data."""
+def train(config: Config, jobs: list[arms.Job], store: Store) -> None:
+    """Run the jobs that are left, with a line for each; what has a result is in the store at once.
+    A domain's nets wait for its baseline: it shows that the data open."""
+    done = store.done & set(jobs)
+    waiting = [job for job in jobs if job not in done]
 
-    def __init__(self, jobs: list[arms.Job], done: set[arms.Job]) -> None:
-        self.waiting = list(jobs)
-        self.open = {job.domain for job in done if job.arm == "baseline"}
-        self.running: dict[arms.Job, float] = {}
-        self.failures: dict[arms.Job, str] = {}
+    def take() -> arms.Job | None:
+        opened = {job.domain for job in done if job.arm == "baseline"}
+        ready = (job for job in waiting if job.arm == "baseline" or job.domain in opened)
+        job = next(ready, None)
+        if job is not None:
+            waiting.remove(job)
+        return job
 
-    def take(self) -> arms.Job | None:
-        for job in self.waiting:
-            if job.arm == "baseline" or job.domain in self.open:
-                self.waiting.remove(job)
-                self.running[job] = time.monotonic()
-                return job
-        return None
+    def work(some: Iterable[arms.Job]) -> int:  # layers, so that the time left is honest
+        return sum(job.depth or 8 for job in some)
 
-    def ended(self, job: arms.Job, result: Any) -> list[tuple[arms.Job, str]]:
-        """Book a job; what failed by it, with the reason."""
-        del self.running[job]
-        if not isinstance(result, Failure):
-            if job.arm == "baseline":
-                self.open.add(job.domain)
-            return []
-        failed = {job: result.why + ("\n" + result.traceback if result.traceback else "")}
-        if job.arm == "baseline":  # its data cannot be trusted to open for the nets either
-            rest = [other for other in self.waiting if other.domain == job.domain]
-            self.waiting = [other for other in self.waiting if other.domain != job.domain]
-            failed |= dict.fromkeys(rest, f"left out, because {job} failed")
-        self.failures |= failed
-        return list(failed.items())
-
-
-class Display:
-    """The table of the report, redrawn as it grows in a terminal; elsewhere a line per arm."""
-
-    def __init__(self, jobs: list[arms.Job], records: list[dict[str, Any]]) -> None:
-        from rich.console import Console
-        from rich.live import Live
-
-        self.jobs, self.records = jobs, list(records)
-        self.began = time.monotonic()
-        console = Console(highlight=False)
-        self.drawn = console.is_terminal
-        self.live = Live(console=console, auto_refresh=False, transient=True)
-
-    def __enter__(self) -> "Display":
-        if self.drawn:
-            self.live.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.live.stop()
-
-    def show(self, running: dict[arms.Job, float]) -> None:
-        from rich.table import Table
-
-        if not self.drawn:
-            return
-        now = time.monotonic()
-        title = f"{len(self.records)} of {len(self.jobs)} arms, {now - self.began:.0f} s"
-        table = Table(title=title + self._left(len(running)), title_justify="left", box=None)
-        for index, name in enumerate(told.HEADER):
-            table.add_column(name, justify="left" if index < 2 else "right")
-        for row in told.table_rows(self.records):
-            table.add_row(*row)
-        for job, since in running.items():
-            table.add_row(f"now: {job}, {now - since:.0f} s", style="bright_black")
-        self.live.update(table, refresh=True)
-
-    def finished(self, record: dict[str, Any]) -> None:
-        self.records.append(record)
-        if not self.drawn:
-            value = report.format_metric(record["metric"], record["value"])
-            loss = "" if record["train_loss"] is None else f"loss {record['train_loss']:.3f}, "
-            count = f"[{len(self.records)}/{len(self.jobs)}]"
-            print(
-                f"{count} {arms.Job.of(record)}: {value}, {loss}{record['seconds']:.1f} s",
-                flush=True,
-            )
-
-    def failed(self, job: arms.Job, why: str) -> None:
-        self.live.stop()  # a message must not be drawn over
-        print(f"failed: {job}: {why}", file=sys.stderr, flush=True)
-        if self.drawn:
-            self.live.start()
-
-    def _left(self, running: int) -> str:
-        """Time left, once every kind of arm that is left has been seen once."""
-        seen: dict[tuple[str, int | None], list[float]] = {}
-        for record in self.records:
-            seen.setdefault((record["domain"], record["depth"]), []).append(record["seconds"])
-        done = set(map(arms.Job.of, self.records))
-        left = [job for job in self.jobs if job not in done]
-        if any((job.domain, job.depth) not in seen for job in left):
-            return ""
-        work = sum(statistics.fmean(seen[job.domain, job.depth]) for job in left)
-        return f", about {work / max(running, 1):.0f} s left"
+    size = config.workers or min(report.available_cores(), 8)
+    imports = [module for module, _ in arms.RECIPES.values()]
+    form = "{percentage:3.0f} %|{bar}| {elapsed}, {remaining} left"
+    with tqdm(total=work(jobs), bar_format=form, leave=False, disable=None) as bar:
+        bar.initial = bar.n = work(done)
+        for job, result in spread(arms.run, config, take, size, InputError, imports):
+            bar.update(work([job]))
+            if isinstance(result, Failure):
+                left_out = "; its nets are left out" if job.arm == "baseline" else ""
+                bar.write(f"failed: {job}: {result}{left_out}", file=sys.stderr)
+                continue
+            store.add(result)
+            done.add(job)
+            value = report.format_metric(result["metric"], result["value"])
+            loss = "" if result["train_loss"] is None else f"loss {result['train_loss']:.3f}, "
+            count = f"[{len(done)}/{len(jobs)}]"
+            bar.write(f"{count} {job}: {value}, {loss}{result['seconds']:.1f} s")
 
 
 def unfinished(store: Store, jobs: list[arms.Job]) -> str:
@@ -241,61 +159,19 @@ def unfinished(store: Store, jobs: list[arms.Job]) -> str:
     return f"{len(missing)} of {len(jobs)} arms are missing ({names})" if missing else ""
 
 
-def finish(config: Config, store: Store, jobs: list[arms.Job]) -> None:
+def finish(config: Config, store: Store, missing: str) -> None:
     """Write the reports, print the table and the sentences."""
-    folder = store.path.parent
-    chosen = [record for record in store.records if record["domain"] in config.domains]
-    records = sorted(chosen, key=lambda record: config.domains.index(record["domain"]))
+    records = [r for domain in config.domains for r in store.records if r["domain"] == domain]
     if records:
-        defaults = [d for d in config.domains if getattr(config, d) is None]
-        packages = dict.fromkeys(
-            [*report.PACKAGES, *(name for domain in defaults for name in data.PACKAGES[domain])]
-        )
-        about = {
-            "hardware": report.hardware(),
-            "versions": report.versions(packages),
-            "commit": report.commit(),
-            "command": report.command(),
-            "device": config.device,
-            "quick": config.quick,
-            "missing": unfinished(store, jobs),
-        }
-        page = told.page(records, about)
-        (folder / "report.md").write_text(page.markdown(), encoding="utf-8")
-        (folder / "report.html").write_text(page.html(), encoding="utf-8")
+        page = told.page(records, config, missing)
+        store.folder.joinpath("report.md").write_text(page.markdown(), encoding="utf-8")
+        store.folder.joinpath("report.html").write_text(page.html(), encoding="utf-8")
         for plot in page.plots[:1]:
-            report.save_figure(report.draw(plot.panels), folder / "accuracy.png")
-        print(f"\n{page.text()}\n")
-    if config.record and not unfinished(store, jobs):
-        for path in save_records(records):
+            report.save_figure(report.draw(plot.panels), store.folder / "accuracy.png")
+        print(f"\n{page.text()}\n\n{store.folder}/report.html, report.md, records.jsonl")
+    if config.record and not missing:
+        for path in map(report.save_record, told.result_records(records)):
             print(f"recorded {path}")
-
-
-def save_records(records: list[dict[str, Any]]) -> list[Path]:
-    """A result record for every net, under results/benchmark."""
-    paths = []
-    for (_, arm, depth), group in told.groups(records).items():
-        first = group[0]
-        if arm == "baseline":  # stands before its nets
-            simple = first
-            continue
-        made = report.result_record(
-            task="benchmark",
-            dataset=first["dataset"],
-            protocol=first["about_data"],
-            split=first["split"],
-            arm=f"{arm}-{depth}",
-            metric=first["metric"],
-            seeds=[record["seed"] for record in group],
-            values=[record["value"] for record in group],
-            seconds=[record["seconds"] for record in group],
-            parameters=first["parameters"],
-            macs=first["macs"],
-            baseline=(simple["name"], simple["value"]),
-            held_out=simple["held_out"],
-        )
-        paths.append(report.save_record(made))
-    return paths
 
 
 if __name__ == "__main__":

@@ -11,9 +11,9 @@ import math
 import threading
 import time
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from tqdm import tqdm
@@ -22,41 +22,30 @@ from resbackbones import count_macs, count_parameters, diagnose
 from resbackbones.core.layers import Stage, Stem
 from resbackbones.core.spec import BackboneSpec
 from resbackbones.report import rows_digest
-from resbackbones.train import Diverged, StillAtChance, evaluate, feed, fit
+from resbackbones.train import StillAtChance, evaluate, feed, fit
 from resbackbones.train.options import Device
 from tasks._benchmark import data
-
-if TYPE_CHECKING:
-    from tasks._recipe import Experiment, Recipe
+from tasks._recipe import Experiment, Recipe
 
 Domain = Literal["vision", "speech", "text"]
 TOKENS = 32  # of a text; the baseline reads it whole
 SIDE = 64  # pixels of an image, at most: the nets are for small ones
 # The recipe of a domain, and what is other than its defaults: plain training, nothing varied.
 RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
-    "vision": (
-        "tasks.vision.classify_images",
-        {"augment": False, "learning_rate": 0.05, "epochs": 6},
-    ),
+    "vision": ("tasks.vision.classify_images", {"augment": False, "learning_rate": 0.05}),
     "speech": (
         "tasks.speech.spot_keywords",
-        {"augment": False, "optimizer": "sgd", "learning_rate": 0.05, "epochs": 6, "budget": None},
+        {"augment": False, "optimizer": "sgd", "learning_rate": 0.05, "budget": None},
     ),
     "text": (
         "tasks.text.classify_text",
-        {
-            "ngrams": False,
-            "vocab_size": 10_000,
-            "max_length": TOKENS,
-            "dropout": 0.0,
-            "embedding_dropout": 0.0,
-            "word_dropout": 0.0,
-            "epochs": 4,
-        },
+        {"ngrams": False, "vocab_size": 10_000, "max_length": TOKENS, "epochs": 4}
+        | dict.fromkeys(("dropout", "embedding_dropout", "word_dropout"), 0.0),
     ),
 }
 SHARED = {
     "batch_size": 64,
+    "epochs": 6,
     "least_updates": 1,
     "optimizer_arguments": {"fused": True},
     "weight_decay": 0.0,
@@ -125,33 +114,6 @@ class Settings:
         return {"data": names, **{name: getattr(self, name) for name in shared}}
 
 
-TEXTS = ("domain", "arm", "metric", "dataset", "about_data", "split")
-NUMBERS = ("value", "seconds", "test_rows")
-OF_A_NET = ("depth", "seed", "parameters", "macs", "validation", "train_loss")
-
-
-def fault(record: Any) -> str | None:
-    """What keeps a line of `records.jsonl` from being told, as "has no seed"; None where it can."""
-    if not isinstance(record, dict):
-        return "is no record"
-    net = record.get("arm") != "baseline"
-    for name in TEXTS if net else (*TEXTS, "name"):
-        if not isinstance(record.get(name), str):
-            return f"has no {name}"
-    for name in (*NUMBERS, *OF_A_NET) if net else NUMBERS:
-        if not _is_number(record.get(name)):
-            return f"has no {name}"
-    profile = record.get("gradient_profile")
-    if net and not (isinstance(profile, list) and profile and all(map(_is_number, profile))):
-        return "has no gradient_profile"
-    rest = {"gradient_ratio"} if net else {"depth", "seed", "held_out"}
-    return f"has no {min(rest - record.keys())}" if rest - record.keys() else None
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
-
-
 def spec(domain: str, depth: int) -> BackboneSpec:
     """The residual net of a domain: stem, three stages of (depth - 2) / 6 basic blocks, no tail."""
     widths = (16, 24, 32) if domain == "vision" else (24, 32, 48)
@@ -173,16 +135,9 @@ def run(settings: Settings, job: Job) -> dict[str, Any]:
     config, made = opened(settings, job.domain)
     found = _baseline(made) if job.arm == "baseline" else _net(config, made, job)
     return {
-        "domain": job.domain,
-        "arm": job.arm,
-        "depth": job.depth,
-        "seed": job.seed,
-        "parameters": None,
-        "macs": None,
+        **asdict(job),
+        **dict.fromkeys(("parameters", "macs", "train_loss", "gradient_ratio", "gradient_profile")),
         "metric": "accuracy",
-        "train_loss": None,
-        "gradient_ratio": None,
-        "gradient_profile": None,
         "dataset": config.name,
         "about_data": f"{config.name}, {_about(made)}",
         "split": "validation" if made.splits.test is None else "test",
@@ -191,7 +146,7 @@ def run(settings: Settings, job: Job) -> dict[str, Any]:
 
 
 @functools.lru_cache(maxsize=3)  # a worker takes many arms of a domain
-def opened(settings: Settings, domain: str) -> tuple["Recipe", "Experiment"]:
+def opened(settings: Settings, domain: str) -> tuple[Recipe, Experiment]:
     """The domain's recipe on its data, with its shallowest residual net."""
     from resbackbones.vision import choose_size
 
@@ -215,7 +170,7 @@ def opened(settings: Settings, domain: str) -> tuple["Recipe", "Experiment"]:
         return config, recipe.experiment(config)
 
 
-def _about(made: "Experiment") -> str:
+def _about(made: Experiment) -> str:
     """The data in a few words, for the report."""
     assert made.validation is not None
     held = " (held out of train)" if made.splits.held_out else ""
@@ -227,7 +182,7 @@ def _about(made: "Experiment") -> str:
     return f"{classes} classes, {', '.join(rows[:-1])} and {rows[-1]} rows{skipped}"
 
 
-def _baseline(made: "Experiment") -> dict[str, Any]:
+def _baseline(made: Experiment) -> dict[str, Any]:
     began = time.monotonic()
     name, confusion = made.baseline()
     return {
@@ -238,7 +193,7 @@ def _baseline(made: "Experiment") -> dict[str, Any]:
     }
 
 
-def _net(config: "Recipe", made: "Experiment", job: Job) -> dict[str, Any]:
+def _net(config: Recipe, made: Experiment, job: Job) -> dict[str, Any]:
     assert job.depth is not None and job.seed is not None
     torch.manual_seed(job.seed)
     skip = "identity" if job.arm == "residual" else "none"
@@ -249,12 +204,9 @@ def _net(config: "Recipe", made: "Experiment", job: Job) -> dict[str, Any]:
     example = feed.there(made.test.__getitems__([0]), config.where)
     del example["labels"]
     made.train.seed = job.seed
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", StillAtChance)  # here that is a finding
-            result = fit(model, made.train, options=replace(config, seed=job.seed))
-    except Diverged as error:  # costs this arm, not the run
-        raise RuntimeError(str(error)) from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", StillAtChance)  # here that is a finding
+        result = fit(model, made.train, options=replace(config, seed=job.seed))
     ratio = diagnose.gradient_ratio(profile)
     return {
         "parameters": count_parameters(model),

@@ -12,7 +12,6 @@ import ctypes
 import hashlib
 import importlib.metadata
 import importlib.util
-import inspect
 import io
 import itertools
 import os
@@ -20,16 +19,15 @@ import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import PIL.Image
+from datasets import ClassLabel, Dataset, Features, Image, Value
 
 from resbackbones.errors import InputError
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 WORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
 RENDITIONS = 2  # of each word by each voice: other speed, pitch, place and noise
@@ -67,18 +65,11 @@ def default_data(domain: str, cache: str | Path) -> Path:
             f"cannot write the data cache {cache} ({error.strerror}); name another with --cache"
         ) from error
     try:
-        makers: dict[str, Callable[[], dict[str, Dataset]]] = {
-            "vision": digits,
-            "speech": spoken_words,
-            "text": docstrings,
-        }
-        for split, dataset in makers[domain]().items():
+        make = {"vision": digits, "speech": spoken_words, "text": docstrings}[domain]
+        for split, dataset in make().items():
             dataset.to_parquet(str(scratch / f"{split}.parquet"))
-        try:
+        if not folder.is_dir():  # else another run was faster
             os.replace(scratch, folder)
-        except OSError:
-            if not folder.is_dir():  # else another run was faster, with the same content
-                raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return folder
@@ -97,35 +88,31 @@ def default_folder(domain: str, cache: str | Path) -> Path:
     return Path(cache) / "-".join([NAMES[domain].replace(" ", "-"), *versions[:1], mark])
 
 
-def digits() -> dict[str, "Dataset"]:
+def digits() -> dict[str, Dataset]:
     """The digits as 8x8 grey PNGs, a quarter and a bit of them held out as the test split."""
-    import PIL.Image
-    from datasets import ClassLabel, Dataset, Features, Image
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
     pixels, labels = load_digits(return_X_y=True)
     pixels = np.round(pixels.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
     features = Features({"image": Image(), "label": ClassLabel(names=list("0123456789"))})
-    train, test = train_test_split(
-        np.arange(len(labels)), test_size=497, stratify=labels, random_state=0
-    )
+    numbers = np.arange(len(labels))
+    train, test = train_test_split(numbers, test_size=497, stratify=labels, random_state=0)
 
-    def rows(chosen: np.ndarray) -> "Dataset":
+    def rows(chosen: np.ndarray) -> Dataset:
         images = [PIL.Image.fromarray(pixels[row]) for row in chosen]
         return Dataset.from_dict({"image": images, "label": labels[chosen]}, features=features)
 
     return {"train": rows(np.sort(train)), "test": rows(np.sort(test))}
 
 
-def spoken_words() -> dict[str, "Dataset"]:
+def spoken_words() -> dict[str, Dataset]:
     """Each word by each voice, one second at 16 kHz as FLAC, white noise 3 to 20 dB below it.
 
     Everything is seeded but espeak-ng's own breath noise: two builds are alike, not equal bit for
     bit, which is one more reason to keep the first.
     """
     import soundfile
-    from datasets import ClassLabel, Dataset, Features, Value
     from scipy.signal import resample_poly
 
     espeak = Espeak()
@@ -162,8 +149,7 @@ def spoken_words() -> dict[str, "Dataset"]:
 
 
 def _placed(clip: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """The word without the silence around it, somewhere in one second; a longer one loses its
-    end."""
+    """The word without silence around it, in a random place of one second; a longer one is cut."""
     loud = np.flatnonzero(np.abs(clip) > 0.02 * np.abs(clip).max())
     word = clip[loud[0] : loud[-1] + 1][:RATE]
     start = random.integers(0, RATE - len(word) + 1)
@@ -217,20 +203,11 @@ class Espeak:
         # Not every language takes variants ("en-gb+..." mostly fails), so ask; an unknown variant
         # is quietly the plain voice, so take only those that the data hold.
         variants = sorted(path.name for path in (data / "voices" / "!v").iterdir())
-        self.voices = [name for name in variants if self._set_voice(name)]
-        if len(self.voices) < 20:
-            raise InputError(
-                f"espeak-ng offers {len(self.voices)} voices in {data}, 20 are needed; reinstall "
-                "espeakng-loader, or name your own data with --speech"
-            )
+        self.voices = [name for name in variants if self.voice(name)]
 
-    def _set_voice(self, name: str) -> bool:
+    def voice(self, name: str) -> bool:
+        """Speak with this variant of the American voice from now on; False where it has none."""
         return self.library.espeak_SetVoiceByName(f"en-us+{name}".encode()) == 0
-
-    def voice(self, name: str) -> None:
-        """Speak with this variant of the American voice from now on."""
-        if not self._set_voice(name):
-            raise RuntimeError(f"espeak-ng refuses the voice {name!r} that it offered before")
 
     def say(self, word: str, *, speed: int, pitch: int) -> np.ndarray:
         """One word as float64 samples in [-1, 1] at `self.rate`."""
@@ -238,77 +215,58 @@ class Espeak:
         self.library.espeak_SetParameter(self.PITCH_PARAMETER, pitch, 0)
         self.chunks.clear()
         text = word.encode() + b"\0"
-        error = self.library.espeak_Synth(
-            text, ctypes.c_size_t(len(text)), 0, 1, 0, 1, None, None
-        )  # positions count characters (1); text is UTF-8 (1)
+        size = ctypes.c_size_t(len(text))
+        # Positions count characters (1); text is UTF-8 (1).
+        error = self.library.espeak_Synth(text, size, 0, 1, 0, 1, None, None)
         if error or not self.chunks:
             raise RuntimeError(f"espeak-ng spoke nothing for {word!r} (code {error})")
         return np.concatenate(self.chunks) / 32768.0
 
 
-def docstrings() -> dict[str, "Dataset"]:
-    """The same number of paragraphs from each library, every fifth (by hash) in the test split."""
-    from datasets import ClassLabel, Dataset, Features, Value
+def docstrings() -> dict[str, Dataset]:
+    """The same number of paragraphs from each library, every fifth (by hash) in the test split.
 
-    found = distinct({name: list(paragraphs(name)) for name in LIBRARIES})
-    count = min(PARAGRAPHS, *map(len, found.values()))
+    A paragraph that stands twice (case and numbers make no difference) counts once, one that two
+    libraries share not at all."""
+    owners: dict[str, set[int]] = collections.defaultdict(set)
+    texts: dict[str, str] = {}
+    for label, name in enumerate(LIBRARIES):
+        for text in paragraphs(name):
+            plain = re.sub(r"\d+", "0", text.lower())
+            owners[plain].add(label)
+            texts[plain] = text
+    found: list[list[str]] = [[] for _ in LIBRARIES]
+    for plain, labels in owners.items():
+        if len(labels) == 1:
+            found[min(labels)].append(texts[plain])
+    count = min(PARAGRAPHS, *map(len, found))
+    splits: dict[str, list[dict[str, Any]]] = {"train": [], "test": []}
+    for label, chosen in enumerate(found):
+        for text in chosen[:count]:
+            number = int(hashlib.sha256(text.encode()).hexdigest()[:8], 16)
+            splits["train" if number % 5 else "test"].append({"text": text, "label": label})
     features = Features({"text": Value("string"), "label": ClassLabel(names=list(LIBRARIES))})
-    rows = sorted(
-        (int(hashlib.sha256(text.encode()).hexdigest()[:8], 16), text, label)
-        for label, name in enumerate(LIBRARIES)
-        for text in found[name][:count]
-    )
-
-    def split(test: bool) -> "Dataset":
-        chosen = [(text, label) for number, text, label in rows if (number % 5 == 0) == test]
-        return Dataset.from_list(
-            [dict(zip(features, row, strict=True)) for row in chosen], features
-        )
-
-    return {"train": split(False), "test": split(True)}
+    return {name: Dataset.from_list(rows, features) for name, rows in splits.items()}
 
 
-def distinct(found: dict[str, list[str]]) -> dict[str, list[str]]:
-    """Each text once, and none that two labels share; case and numbers make no difference."""
-
-    def plain(text: str) -> str:
-        return re.sub(r"\d+", "0", text.lower())
-
-    owners = collections.defaultdict(set)
-    for label, texts in found.items():
-        for text in texts:
-            owners[plain(text)].add(label)
-    return {
-        label: list({plain(text): text for text in texts if len(owners[plain(text)]) == 1}.values())
-        for label, texts in found.items()
-    }
-
-
-def paragraphs(library: str, files: int = FILES) -> Iterator[str]:
+def paragraphs(library: str) -> Iterator[str]:
     """Paragraphs of 8 to 120 words out of a library's docstrings, without examples."""
     spec = importlib.util.find_spec(library)  # finds, does not import
     if spec is None or not spec.submodule_search_locations:
         raise InputError(f"the library {library} is not installed; name your own data with --text")
     root = Path(spec.submodule_search_locations[0])
-    sources = [
-        path
-        for path in root.rglob("*.py")
-        if not {"tests", "testing", "_vendor", "externals"} & set(path.relative_to(root).parts)
-    ]
+    other = {"tests", "testing", "_vendor", "externals"}
+    names = {path.relative_to(root) for path in root.rglob("*.py") if path.stat().st_size < 300_000}
+    ours = [name for name in names if not other & set(name.parts)]
     # By hash: a bounded number of files spread over the whole library, the same on every machine.
-    sources.sort(
-        key=lambda path: hashlib.sha256(path.relative_to(root).as_posix().encode()).digest()
-    )
-    for path in sources[:files]:
-        if path.stat().st_size > 300_000:
-            continue
+    ours.sort(key=lambda name: hashlib.sha256(name.as_posix().encode()).digest())
+    for path in (root / name for name in ours[:FILES]):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # other people's invalid escapes
             tree = ast.parse(path.read_text(encoding="utf-8"))
         for node in ast.walk(tree):
-            if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
-                continue
-            for part in re.split(r"\n\s*\n", inspect.cleandoc(ast.get_docstring(node) or "")):
-                text = " ".join(part.split())
-                if ">>>" not in text and 8 <= len(text.split()) <= 120:
-                    yield text
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                for part in re.split(r"\n\s*\n", ast.get_docstring(node) or ""):
+                    words = part.split()
+                    if ">>>" not in words and 8 <= len(words) <= 120:
+                        yield " ".join(words)

@@ -10,7 +10,6 @@ import signal
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -18,12 +17,8 @@ from typing import Any
 Work = Callable[[Any, Any], Any]  # (settings, job) -> result; a module-level function
 
 
-@dataclass(frozen=True)
-class Failure:
-    """Why a job has no result: one line, and the traceback where there is one."""
-
-    why: str
-    traceback: str = ""
+class Failure(str):
+    """Why a job has no result: one line, and a traceback where there is one."""
 
 
 class _Worker:
@@ -67,14 +62,13 @@ def spread(
     size: int,
     fatal: type[Exception],
     imports: Sequence[str] = (),
-    tick: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[Any, Any]]:
     """Run jobs on up to `size` processes; yield each with its result or `Failure` as it ends.
 
     `take()` gives the next job, or None when none is ready now: it is asked again after every job
     that ends, so that jobs may wait for others. `imports` are the modules that are imported once
-    for all. `tick()` is called a few times a second. Leaving the loop in any way ends every
-    process. A job that raises `fatal` stops all the others, and the exception is raised here.
+    for all. Leaving the loop in any way ends every process. A job that raises `fatal` stops all the
+    others, and the exception is raised here.
     """
     forkserver.set_forkserver_preload(list(imports))
     # Ctrl-C is the parent's to handle: the server, and all it forks, inherit that it is ignored.
@@ -84,18 +78,15 @@ def spread(
     workers: list[_Worker] = []
     try:
         while True:
-            while sum(worker.job is not None for worker in workers) < size:
-                job = take()
-                if job is None:
-                    break
-                idle = [worker for worker in workers if worker.job is None]
+            idle = [worker for worker in workers if worker.job is None]
+            while len(workers) - len(idle) < size and (job := take()) is not None:
                 if not idle:
                     workers += (idle := [_Worker(work, settings, fatal)])
-                idle[0].give(job)
+                idle.pop().give(job)
             busy = {worker.connection: worker for worker in workers if worker.job is not None}
             if not busy:
                 return
-            for connection in wait(list(busy), timeout=0.25):
+            for connection in wait(list(busy)):
                 worker = busy[connection]  # type: ignore[index]
                 job, worker.job = worker.job, None
                 result = worker.result()
@@ -105,7 +96,6 @@ def spread(
                 if isinstance(result, fatal):
                     raise result
                 yield job, result
-            tick()
     finally:
         for worker in workers:
             worker.stop()
@@ -124,7 +114,7 @@ def _serve(work: Work, settings: Any, fatal: type[Exception], connection: Connec
         except fatal as error:
             result = error
         except Exception as error:
-            result = Failure(f"{type(error).__name__}: {error}", traceback.format_exc())
+            result = Failure(f"{type(error).__name__}: {error}\n{traceback.format_exc()}")
         connection.send(result)
 
 

@@ -2,17 +2,19 @@
 
 import json
 import os
+import zlib
 from pathlib import Path
 from typing import Any
 
 from resbackbones.errors import InputError
-from tasks._benchmark.arms import Job, Settings, fault
+from tasks._benchmark.arms import Job, Settings
 
 
 class Store:
     """The records of a run, whole and each arm once; `said` tells what a resumed run found."""
 
     def __init__(self, folder: Path, settings: Settings, *, resume: bool) -> None:
+        self.folder = folder
         self.path = folder / "records.jsonl"
         self.records: list[dict[str, Any]] = []
         self.said: list[str] = []
@@ -40,15 +42,14 @@ class Store:
     def add(self, record: dict[str, Any]) -> None:
         """Append one line and see it on the disk before anything else happens."""
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record, allow_nan=False) + "\n")
+            file.write(_line(record))
             file.flush()
             os.fsync(file.fileno())
         self.records.append(record)
 
     def _go_on(self, configuration: Path, now: dict[str, Any]) -> None:
-        folder = configuration.parent
         if not configuration.is_file() or not self.path.is_file():
-            raise InputError(f"{folder} holds no run to go on with; leave --resume out")
+            raise InputError(f"{self.folder} holds no run to go on with; leave --resume out")
         try:
             before = json.loads(configuration.read_text(encoding="utf-8"))
             data = dict(before["data"])
@@ -64,52 +65,50 @@ class Store:
                 known = {domain: data[domain] for domain in given}
             if given != known:
                 raise InputError(
-                    f"{folder} was run with {name} = {known}, not {given}; give the same settings "
-                    "to --resume, or another --output to start anew"
+                    f"{self.folder} was run with {name} = {known}, not {given}; give the same "
+                    "settings to --resume, or another --output to start anew"
                 )
         now["data"] = data | now["data"]
         _write(configuration, json.dumps(now, indent=2) + "\n")
         self._read()
 
     def _read(self) -> None:
-        """Keep the whole lines. Damaged ones (a power cut leaves half of one) are set aside, so
-        that their arms run again; an arm that stands there twice counts once."""
+        """Keep what is whole. A damaged line (a power cut leaves half of one) is set aside, so that
+        its arm runs again; an arm that stands there twice counts once."""
         lines = self.path.read_text(encoding="utf-8", errors="replace").split("\n")
-        kept, aside, seen = [], [], set()
         for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            record, why = _parsed(line)
-            if record is None:
-                aside.append(line)
-                self.said.append(
-                    f"line {number} of {self.path} {why}; set aside in damaged.jsonl, its arm runs "
-                    "again"
-                )
-            elif (job := Job.of(record)) in seen:
-                self.said.append(f"line {number} of {self.path} repeats {job}; counted once")
-            else:
-                seen.add(job)
-                kept.append(line)
+            record = _whole(line)
+            if record is not None and Job.of(record) not in self.done:
                 self.records.append(record)
-        if aside:
-            with (self.path.parent / "damaged.jsonl").open("a", encoding="utf-8") as file:
-                file.writelines(line + "\n" for line in aside)
-        _write(self.path, "".join(line + "\n" for line in kept))
-        if kept:
-            self.said.append(
-                f"{len(kept)} arms are recorded in {self.path.parent}; going on with the rest"
-            )
+            elif record is None and line.strip():
+                with (self.folder / "damaged.jsonl").open("a", encoding="utf-8") as file:
+                    file.write(line + "\n")
+                self.said.append(
+                    f"line {number} of {self.path} is damaged; it is set aside in damaged.jsonl, "
+                    "and its arm runs again"
+                )
+        _write(self.path, "".join(map(_line, self.records)))
+        if self.records:
+            count = len(self.records)
+            self.said.append(f"{count} arms are recorded in {self.folder}; going on with the rest")
 
 
-def _parsed(line: str) -> tuple[dict[str, Any] | None, str]:
-    """A record, or None and what is wrong with its line."""
+def _line(record: dict[str, Any]) -> str:
+    """A record as one line of JSON, with a checksum of the rest as its last entry."""
+    return json.dumps(record | {"crc32": _checksum(record)}, allow_nan=False) + "\n"
+
+
+def _whole(line: str) -> dict[str, Any] | None:
+    """The record in a line whose checksum holds."""
     try:
         record = json.loads(line)
-    except ValueError:
-        return None, "is not valid JSON"
-    why = fault(record)
-    return (None, why) if why else (record, "")
+        return record if record.pop("crc32") == _checksum(record) else None
+    except (ValueError, AttributeError, KeyError, TypeError):
+        return None
+
+
+def _checksum(record: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(record).encode())
 
 
 def _write(path: Path, text: str) -> None:

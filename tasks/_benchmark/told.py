@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 from resbackbones import report
 from resbackbones.report import Comparison, Line, Panel, compare, format_metric, mean_sd
+from tasks._benchmark.arms import Settings
+from tasks._benchmark.data import PACKAGES
 
 Arm = Mapping[str, Any]  # one line of records.jsonl
 
@@ -28,7 +30,6 @@ NETS = (
     "vanishes; median over seeds)."
 )
 QUICK = "A quick run, with fewer seeds and less data: a look, not a claim."
-
 
 # What a verdict is called: on a card, and in the sentence.
 SAYS: dict[str, dict[str, tuple[str, str]]] = {
@@ -53,6 +54,41 @@ SAYS: dict[str, dict[str, tuple[str, str]]] = {
 }
 KINDS: dict[str, Literal["good", "bad", "none"]]
 KINDS = {"better": "good", "worse": "bad", "nothing": "none", "unknown": "none"}
+
+
+def page(records: Sequence[Arm], settings: Settings, missing: str) -> report.Page:
+    """The report; `missing` says what is not done yet."""
+    about = {record["domain"]: record["about_data"] for record in records}
+    flags = [QUICK] if settings.quick else []
+    if missing:
+        flags.append(f"Unfinished: {missing}")
+    return report.Page(
+        title="What the skip did here",
+        lead="Plain against residual nets of the same parameters in vision, speech and text.",
+        cards=[judge(records, domain) for domain in about],
+        plots=plots(records),
+        header=HEADER,
+        rows=table_rows(records),
+        notes={
+            "The rule": RULE,
+            "The nets": NETS,
+            "The data": " ".join(f"{name.capitalize()}: {text}." for name, text in about.items()),
+            "Measured": _measured_on(settings),
+        },
+        flags=flags,
+    )
+
+
+def _measured_on(settings: Settings) -> str:
+    machine = report.hardware()
+    gpu = "" if settings.device == "cpu" else f"{machine['gpu']}, "
+    made = [name for d in settings.domains if not getattr(settings, d) for name in PACKAGES[d]]
+    found = report.versions(dict.fromkeys([*report.PACKAGES, *made]))
+    versions = ", ".join(f"{name} {version}" for name, version in found.items())
+    return (
+        f"On {gpu}{machine['cores']} x {machine['cpu']}; {versions}; commit {report.commit()}; "
+        f"`{report.command()}`."
+    )
 
 
 def judge(records: Sequence[Arm], domain: str) -> report.Card:
@@ -83,8 +119,10 @@ def judge(records: Sequence[Arm], domain: str) -> report.Card:
             with_it, without = (format_metric("accuracy", x) for x in (found.ours, found.theirs))
             clauses.append(
                 f"at depth {depth} {says}: {with_it} with it, {without} without ({found.points})"
-                + (_losses(nets, depth) if found.verdict == "better" else "")
             )
+            if found.verdict == "better":
+                losses = (values(arm, depth, "train_loss") for arm in ("residual", "plain"))
+                clauses[-1] += _lower(*losses)
     if len(depths) > 1:
         deep, *_, shallow = depths
         sides = {f"residual, {depth}": values("residual", depth) for depth in (deep, shallow)}
@@ -94,86 +132,42 @@ def judge(records: Sequence[Arm], domain: str) -> report.Card:
             clauses.append(f"{says} (residual, {deep} against {shallow}: {points})")
     simple = next((record for record in ours if record["arm"] == "baseline"), None)
     if simple is not None and nets:
-        arm, depth = max(
-            nets,
+
+        def rank(net: tuple[str, int]) -> tuple[float, int, str]:
             # Fewer layers first among equals, residual before plain: the order must not be chance.
-            key=lambda net: (
-                statistics.fmean(values(net[0], net[1], "validation").values()),
-                -net[1],
-                net[0],
-            ),
-        )
+            return statistics.fmean(values(*net, "validation").values()), -net[1], net[0]
+
+        arm, depth = max(nets, key=rank)
         sides = {f"{arm}, {depth}": values(arm, depth), "baseline": simple["value"]}
         found, says = claim("baseline", "best net", sides)
         assert found is not None
         best, bar = (format_metric("accuracy", x) for x in (found.ours, found.theirs))
         net = f"the best net ({arm}, depth {depth}: {best})"
         clauses.append(says.format(net=net, simple=f"the baseline ({simple['name']}: {bar})"))
-    text = "; ".join(clauses) or "too few arms finished to say"
+    text = ("; ".join(clauses) or "too few arms finished to say") + "."
     if clauses and ours[0]["split"] == "validation":
-        text += ". [scored on the validation split: there is no test split]"
-    else:
-        text += "."
-    dataset = ours[0]["dataset"]
-    title = domain.capitalize()
-    subtitle = f"{dataset}, {_seeds(ours, domain)}"
-    return report.Card(title, subtitle, verdicts, f"{title} ({dataset}): {text}")
+        text += " [scored on the validation split: there is no test split]"
+    title, dataset = domain.capitalize(), ours[0]["dataset"]
+    sentence = f"{title} ({dataset}): {text}"
+    return report.Card(title, f"{dataset}, {_seeds(ours)}", verdicts, sentence)
 
 
-def _losses(nets: Mapping[tuple[str, int], Sequence[Arm]], depth: int) -> str:
+def _lower(residual: Mapping[int, float], plain: Mapping[int, float]) -> str:
     """The training losses, where the residual net's is surely lower."""
-    plain, residual = (
-        {record["seed"]: record["train_loss"] for record in nets[arm, depth]}
-        for arm in ("plain", "residual")
-    )
-    shared = plain.keys() & residual.keys()
-    if not report.surely_positive([plain[seed] - residual[seed] for seed in shared]):
+    seeds = plain.keys() & residual.keys()
+    if not report.surely_positive([plain[seed] - residual[seed] for seed in seeds]):
         return ""
-    means = (statistics.fmean(loss[seed] for seed in shared) for loss in (residual, plain))
+    means = (statistics.fmean(loss[seed] for seed in seeds) for loss in (residual, plain))
     return ", and the training loss is lower too ({:.2g} against {:.2g})".format(*means)
 
 
-def page(records: Sequence[Arm], about: Mapping[str, Any]) -> report.Page:
-    """The report: `about` holds hardware, versions, commit, command, device, quick and missing."""
-    firsts = {record["domain"]: record for record in reversed(records)}
-    domains = list(dict.fromkeys(record["domain"] for record in records))
-    flags = [QUICK] if about["quick"] else []
-    if about["missing"]:
-        flags.append(f"Unfinished: {about['missing']}")
-    return report.Page(
-        title="What the skip did here",
-        lead="Plain against residual nets of the same parameters in vision, speech and text.",
-        cards=[judge(records, domain) for domain in domains],
-        plots=plots(records),
-        header=HEADER,
-        rows=table_rows(records),
-        notes={
-            "The rule": RULE,
-            "The nets": NETS,
-            "The data": " ".join(
-                f"{domain.capitalize()}: {firsts[domain]['about_data']}." for domain in domains
-            ),
-            "Measured": _measured_on(about),
-        },
-        flags=flags,
-    )
-
-
-def _measured_on(about: Mapping[str, Any]) -> str:
-    machine = about["hardware"]
-    processor = f"{machine['cores']} x {machine['cpu']}"
-    device = f"{machine['gpu']}, {processor}" if about["device"] != "cpu" else processor
-    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
-    return f"On {device}; {versions}; commit {about['commit']}; `{about['command']}`."
-
-
-def _seeds(records: Sequence[Arm], domain: str) -> str:
+def _seeds(ours: Sequence[Arm]) -> str:
     """How many seeds stand behind a domain's nets: "3 seeds", or "1 to 3 seeds" in half a run."""
-    counts = {len(group) for key, group in groups(records).items() if key[0] == domain and key[2]}
+    counts = sorted(len(group) for (*_, depth), group in groups(ours).items() if depth)
     if not counts:
         return "no net yet"
-    low, high = min(counts), max(counts)
-    return f"{high} seed{'s' * (high > 1)}" if low == high else f"{low} to {high} seeds"
+    few = "" if counts[0] == counts[-1] else f"{counts[0]} to "
+    return f"{few}{counts[-1]} seed{'s' * (counts[-1] > 1)}"
 
 
 def groups(records: Sequence[Arm]) -> dict[tuple[str, str, int], list[Arm]]:
@@ -200,41 +194,40 @@ def table_rows(records: Sequence[Arm]) -> list[list[str]]:
         first = group[0]
         accuracy = format_metric(first["metric"], *mean_sd([r["value"] for r in group]))
         seconds = f"{statistics.fmean(r['seconds'] for r in group):.1f}"
-        if arm == "baseline":
+        if not depth:
             rows.append([domain, first["name"], *"----", accuracy, "-", seconds, "-"])
             continue
+        size, macs = (report.format_count(first[name]) for name in ("parameters", "macs"))
+        loss = f"{statistics.fmean(r['train_loss'] for r in group):.3f}"
         ratios = [r["gradient_ratio"] for r in group]
-        ratio = math.inf if None in ratios else statistics.median(ratios)
-        rows.append(
-            [
-                domain,
-                arm,
-                str(depth),
-                str(len(group)),
-                report.format_count(first["parameters"]),
-                report.format_count(first["macs"]),
-                accuracy,
-                f"{statistics.fmean(r['train_loss'] for r in group):.3f}",
-                seconds,
-                f"{ratio:.2g}",
-            ]
-        )
+        ratio = f"{math.inf if None in ratios else statistics.median(ratios):.2g}"
+        about = [domain, arm, str(depth), str(len(group)), size, macs]
+        rows.append([*about, accuracy, loss, seconds, ratio])
     return rows
+
+
+PLOTS = {
+    "Accuracy against depth": "Mean over seeds, bars one standard deviation; dashed, the "
+    "scikit-learn baseline.",
+    "Training loss against depth": "Of the last epoch, on a logarithmic axis: what a net cannot "
+    "even fit, it cannot overfit.",
+    "Gradient that reaches each block, before training": "Relative to the last block, geometric "
+    "mean over seeds, on a logarithmic axis.",
+}
 
 
 def plots(records: Sequence[Arm]) -> list[report.Plot]:
     """Accuracy, training loss and gradient profile, a panel per domain."""
-    panels: list[list[Panel]] = []
+    panels = []
     for domain in dict.fromkeys(record["domain"] for record in records if record["depth"]):
-        of_domain = {key[1:]: g for key, g in groups(records).items() if key[0] == domain}
-        across = {arm: 100 * g[0]["value"] for (arm, d), g in of_domain.items() if not d}
-        nets = {key: group for key, group in of_domain.items() if key[1]}
-        ours = [record for group in nets.values() for record in group]
+        ours = [record for record in records if record["domain"] == domain]
+        nets = {key[1:]: group for key, group in groups(ours).items() if key[2]}
         ticks = sorted({depth for _, depth in nets})
-        accuracy, loss = _lines(nets, "value", 100), _lines(nets, "train_loss")
-        profiles = _profiles([record for record in ours if record["depth"] == ticks[-1]])
         name, unit = domain.capitalize(), f"{ours[0]['split']} accuracy, %"
-        title, end = f"{name}, {_seeds(records, domain)}", f"{name}, depth {ticks[-1]}"
+        title, end = f"{name}, {_seeds(ours)}", f"{name}, depth {ticks[-1]}"
+        across = {record["arm"]: 100 * record["value"] for record in ours if not record["depth"]}
+        accuracy, loss = _lines(nets, "value", 100), _lines(nets, "train_loss")
+        profiles = _profiles({arm: group for (arm, d), group in nets.items() if d == ticks[-1]})
         block, size = "block, shallow to deep", "gradient, last block = 1"
         panels.append(
             [
@@ -243,26 +236,8 @@ def plots(records: Sequence[Arm]) -> list[report.Plot]:
                 Panel(end, block, size, profiles, log=True, markers=False),
             ]
         )
-    return [
-        report.Plot(heading, caption, of_domains)
-        for (heading, caption), of_domains in zip(PLOTS, zip(*panels, strict=True), strict=False)
-    ]
-
-
-PLOTS = (
-    (
-        "Accuracy against depth",
-        "Mean over seeds, bars one standard deviation; dashed, the scikit-learn baseline.",
-    ),
-    (
-        "Training loss against depth",
-        "Of the last epoch, on a logarithmic axis: what a net cannot even fit, it cannot overfit.",
-    ),
-    (
-        "Gradient that reaches each block, before training",
-        "Relative to the last block, geometric mean over seeds, on a logarithmic axis.",
-    ),
-)
+    plots = zip(PLOTS.items(), zip(*panels, strict=True), strict=False)  # of none, if no panels
+    return [report.Plot(heading, caption, of_domains) for (heading, caption), of_domains in plots]
 
 
 def _lines(nets: Mapping[tuple[str, int], list[Arm]], key: str, scale: float = 1) -> list[Line]:
@@ -274,16 +249,37 @@ def _lines(nets: Mapping[tuple[str, int], list[Arm]], key: str, scale: float = 1
     return lines
 
 
-def _profiles(records: Sequence[Arm]) -> list[Line]:
+def _profiles(nets: Mapping[str, list[Arm]]) -> list[Line]:
     lines = []
-    for arm in ("plain", "residual"):
-        profiles = [
-            [norm / record["gradient_profile"][-1] for norm in record["gradient_profile"]]
-            for record in records
-            # A profile with a zero in it has no place on a logarithmic axis; the table says 0.
-            if record["arm"] == arm and min(record["gradient_profile"]) > 0
-        ]
-        if profiles:
-            y = [statistics.geometric_mean(block) for block in zip(*profiles, strict=True)]
+    for arm, group in nets.items():
+        # A profile with a zero in it has no place on a logarithmic axis; the table says 0.
+        profiles = [p for r in group if min(p := r["gradient_profile"]) > 0]
+        blocks = list(zip(*([norm / p[-1] for norm in p] for p in profiles), strict=True))
+        if blocks:
+            y = list(map(statistics.geometric_mean, blocks))
             lines.append(Line(arm, range(1, len(y) + 1), y))
     return lines
+
+
+def result_records(records: Sequence[Arm]) -> list[report.Record]:
+    """A result record for every net, beside its domain's baseline."""
+    baselines = {record["domain"]: record for record in records if record["arm"] == "baseline"}
+    return [
+        report.result_record(
+            task="benchmark",
+            dataset=group[0]["dataset"],
+            protocol=group[0]["about_data"],
+            split=group[0]["split"],
+            arm=f"{arm}-{depth}",
+            metric=group[0]["metric"],
+            seeds=[record["seed"] for record in group],
+            values=[record["value"] for record in group],
+            seconds=[record["seconds"] for record in group],
+            parameters=group[0]["parameters"],
+            macs=group[0]["macs"],
+            baseline=(baselines[domain]["name"], baselines[domain]["value"]),
+            held_out=baselines[domain]["held_out"],
+        )
+        for (domain, arm, depth), group in groups(records).items()
+        if depth
+    ]

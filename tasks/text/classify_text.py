@@ -3,8 +3,9 @@ r"""Train a residual text classifier on your texts.
     python -m tasks.text.classify_text --data ../shared/data/trec --name TREC-6 --seeds 0 1 2 \
         --all-rows --record
 
-reached 90.1 +- 1.2 %, level with TF-IDF + linear SVC on the same rows (90.2 %), in 204 s of training
-per seed on one core of a 2-core EPYC without bfloat16; without --all-rows 88.5 +- 0.6 % (89.4 %).
+reached 90.1 +- 1.2 %, level with TF-IDF + linear SVC on the same rows (90.2 %), in 204 s of
+training per seed on one core of a 2-core EPYC without bfloat16; without --all-rows 88.5 +- 0.6 %
+(89.4 %).
 
 Without a validation split, 10 % of the training rows are held out for it; the test split is read
 once, at the end. Words with character n-grams suit small data.

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import datasets
@@ -21,6 +22,7 @@ from resbackbones.report import load_records
 from resbackbones.train.checkpoint import locked
 from tasks import benchmark
 from tasks._benchmark import arms
+from tasks._benchmark.pool import Failure
 from tasks._running import run
 
 KEYS = {
@@ -158,8 +160,8 @@ def test_an_interrupted_run_keeps_what_is_done_and_resumes(small: Path, tmp_path
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--depths", "9"], "use 8, say"),
-        (["--depths", "60002"], "from 8 to 1202: use 1202, say"),
+        (["--depths", "9"], "6 n + 2 layers: 8, 14, 20, … 1202"),
+        (["--depths", "1208"], "--depths has 1208"),
         (["--quick", "--record"], "leave one of them out"),
         (["--depths"], "--depths is empty"),
         (["--seeds", "0"], "--seeds is 0; use 1 or more"),
@@ -213,8 +215,31 @@ def test_the_workers_are_told_the_device_that_is_there(
         return []
 
     monkeypatch.setattr(benchmark, "spread", spread)
-    benchmark.main(benchmark.Config(output=tmp_path / "out"))
+    with pytest.raises(SystemExit):  # no arm has a result
+        benchmark.main(benchmark.Config(output=tmp_path / "out"))
     assert [settings.device for settings in told] == ["cpu"]
+
+
+def test_where_the_baseline_fails_its_nets_are_left_out(
+    small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_job = arms.run
+
+    def spread(work: object, settings: arms.Settings, take: Callable, *_: object) -> Iterator:
+        while (job := take()) is not None:
+            broken = job == arms.Job("vision", "baseline")
+            yield job, Failure("broken") if broken else run_job(settings, job)
+
+    monkeypatch.setattr(benchmark, "spread", spread)
+    given = of(small, "--domains", "text", "vision", "--depths", 8, "--seeds", 1, "--epochs", 1)
+    del given[2:4]  # no speech
+    with pytest.raises(SystemExit) as stop:
+        run(benchmark.main, benchmark.Config, [*given, "--output", str(tmp_path)])
+    assert stop.value.code == 1 and len(records(tmp_path)) == 3
+    shown = capsys.readouterr()
+    assert "failed: vision baseline: broken; its nets are left out" in shown.err
+    assert "3 of 6 arms are missing (vision baseline, " in shown.err
+    assert "[3/6] text residual depth 8 seed 0: " in shown.out
 
 
 @pytest.mark.gpu

@@ -1,20 +1,15 @@
 """The stated rule and what is written by it."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
+from resbackbones import report
 from tasks._benchmark import told
+from tasks._benchmark.arms import Settings
 
-ABOUT = {
-    "hardware": {"cpu": "chip", "cores": 2, "memory_gib": 8, "gpu": None},
-    "versions": {"python": "3.11"},
-    "commit": "abc",
-    "command": "python -m tasks.benchmark",
-    "device": "cpu",
-    "missing": "",
-    "quick": False,
-}
+SETTINGS = Settings(domains=("vision", "speech"), speech="spoken", device="cpu")
 
 
 def arm(name, depth=None, seed=None, value=0.5, loss=1.0, **changes):
@@ -175,11 +170,11 @@ def test_an_exploding_and_a_vanishing_ratio_are_shown():
         record["gradient_profile"] = [1.0, 0.0] if record["arm"] == "plain" else [0.0, 1.0]
     assert [row[-1] for row in told.table_rows(records)] == ["inf", "0"]
     assert len(told.plots(records)) == 3  # and a profile with a zero breaks no logarithm
-    assert told.page(records, ABOUT).html().count("<svg") == 3
+    assert told.page(records, SETTINGS, "").html().count("<svg") == 3
 
 
 def test_the_cards_say_the_verdicts_of_the_sentence_with_their_figures():
-    vision, speech = told.page(run(), ABOUT).cards
+    vision, speech = told.page(run(), SETTINGS, "").cards
     assert (vision.title, vision.subtitle) == ("Vision", "digits, 3 seeds")
     assert [(v.about, v.says, v.kind) for v in vision.verdicts] == [
         ("depth 56", "skip helped", "good"),
@@ -200,30 +195,40 @@ def test_the_cards_say_the_verdicts_of_the_sentence_with_their_figures():
 
 
 def test_how_many_seeds_stands_in_sentence_table_cards_and_plots():
-    page = told.page(run(), ABOUT)
+    page = told.page(run(), SETTINGS, "")
     assert "points, 95 % interval +70.0 to +70.0, 3 seeds)" in page.cards[0].sentence
     assert page.header[3] == "seeds" and {row[3] for row in page.rows} == {"-", "3"}
     assert {panel.title for panel in page.plots[0].panels} == {"Vision, 3 seeds", "Speech, 3 seeds"}
     uneven = [r for r in run() if (r["arm"], r["depth"], r["seed"]) != ("plain", 56, 2)]
-    assert told.page(uneven, ABOUT).cards[0].subtitle == "digits, 2 to 3 seeds"
-    assert told.page([arm("baseline")], ABOUT).cards[0].subtitle == "digits, no net yet"
+    assert told.page(uneven, SETTINGS, "").cards[0].subtitle == "digits, 2 to 3 seeds"
+    assert told.page([arm("baseline")], SETTINGS, "").cards[0].subtitle == "digits, no net yet"
 
 
 def test_a_quick_and_an_unfinished_run_are_flagged_wherever_they_are_told():
-    page = told.page(run(), ABOUT | {"quick": True, "missing": "<b> of 9"})
+    page = told.page(run(), replace(SETTINGS, quick=True), "<b> of 9")
     for text in (page.text(200), page.markdown(), page.html()):
         assert "a look, not a claim" in text and "Unfinished: " in text
     assert "Unfinished: &lt;b&gt; of 9" in page.html()
-    whole = told.page(run(), ABOUT)
+    whole = told.page(run(), SETTINGS, "")
     assert "not a claim" not in whole.text() + whole.markdown() + whole.html()
 
 
-def test_the_report_holds_sentence_table_rule_and_data():
-    page = told.page(run(), ABOUT)
+def test_the_report_holds_sentence_table_rule_and_data(monkeypatch):
+    machine = {"cpu": "chip", "cores": 2, "memory_gib": 8, "gpu": "board"}
+    monkeypatch.setattr(report, "hardware", lambda: machine)
+    monkeypatch.setattr(report, "versions", lambda names: dict.fromkeys(names, "1"))
+    monkeypatch.setattr(report, "commit", lambda: "abc")
+    monkeypatch.setattr(report, "command", lambda: "python -m tasks.benchmark")
+    monkeypatch.setattr(report, "PACKAGES", ("torch",))
+    page = told.page(run(), SETTINGS, "")
     assert "- Vision (digits): at depth 56 the skip helped" in page.markdown()
     assert told.RULE in page.markdown() and page.table() in page.markdown()
     assert page.html().count("<svg") == 3 * 2 and page.html().count("<article>") == 2
-    assert "On 2 x chip; python 3.11; commit abc; `python -m tasks.benchmark`." in page.markdown()
+    assert page.notes["Measured"] == (
+        "On 2 x chip; torch 1, scikit-learn 1; commit abc; `python -m tasks.benchmark`."
+    )
+    there = told.page(run(), replace(SETTINGS, device="cuda"), "").notes["Measured"]
+    assert there.startswith("On board, 2 x chip; ")
 
 
 def test_records_survive_json():
