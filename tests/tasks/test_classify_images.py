@@ -17,7 +17,7 @@ import transformers
 from resbackbones.core.layers import Stage, Stem
 from resbackbones.core.spec import BackboneSpec
 from resbackbones.report import load_records
-from tasks._recipe import begin, run
+from tasks._using import begin, run
 from tasks.vision import classify_images
 from tasks.vision.classify_images import TASK
 

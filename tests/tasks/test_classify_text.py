@@ -10,7 +10,7 @@ import pytest
 import transformers
 
 from resbackbones.report import load_records
-from tasks._recipe import run
+from tasks._using import run
 from tasks.text.classify_text import TASK
 
 # Two steps teach nothing, and fit says so.

@@ -26,7 +26,9 @@ from resbackbones.data import Column, open_splits
 from resbackbones.errors import InputError
 from resbackbones.speech import ResidualForAudioClassification
 from tasks import _recipe
-from tasks._recipe import KnownClasses, Recipe, Task, begin, longer, run
+from tasks._classes import KnownClasses
+from tasks._recipe import Recipe, Task, longer
+from tasks._using import begin, run
 from tasks.speech import spot_keywords
 from tasks.text import classify_text
 from tasks.vision import classify_images
@@ -333,3 +335,10 @@ def test_a_saved_model_names_the_classes_of_files(
     assert "| low" in printed
     assert f"left out 1 bad item, the first: {high}" in " ".join(printed.split())
     assert "missing.wav cannot be read" in refused(spot, "--predict", saved, "missing.wav")
+
+    spot("--predict", saved, low.parent)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 + 4 and all("low/" in line for line in lines[2:])
+    (saved / "empty").mkdir()
+    error = refused(spot, "--predict", saved, saved / "empty")
+    assert "empty holds no file to answer; expected .wav" in error

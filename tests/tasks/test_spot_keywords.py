@@ -13,7 +13,7 @@ import soundfile
 import transformers
 
 from resbackbones.report import load_records
-from tasks._recipe import run
+from tasks._using import run
 from tasks.speech.spot_keywords import TASK
 
 # Two steps teach nothing, and fit says so.
