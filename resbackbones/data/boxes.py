@@ -12,6 +12,7 @@ from torch import Tensor
 from resbackbones.data.targets import Classes, Column, Target, learn_names, refuse_faults
 from resbackbones.errors import InputError, nearest
 
+NO_BOX = (None,) * 4
 FORMATS = ("xyxy", "xywh")
 # What the two fields of an object are usually called. A field called like a format says it.
 BOX_FIELDS = (*FORMATS, "bbox", "bboxes", "box", "boxes", "bounding_box")
@@ -54,7 +55,7 @@ class _Checked:
 
 
 WRONG = {
-    1: "not finite",
+    1: "without four finite numbers",
     2: "ending before its start",
     3: "of zero size",
     4: "outside the image",
@@ -133,9 +134,18 @@ class Boxes(Target):
             raise InputError(
                 f"{train.split} has no box in column {train.name!r}; expected objects to learn from"
             )
-        names, numbered = learn_names(self.names, replace(train, cells=objects.labels))
+        finite = np.isfinite(objects.boxes).all(1).tolist()
+        labels = [label for label, fine in zip(objects.labels, finite, strict=True) if fine]
+        names, numbered = learn_names(self.names, replace(train, cells=labels))
         box_format = objects.told or self.box_format or _format(objects, train)
-        return replace(self, names=names, numbered=numbered, box_format=box_format)
+        learned = replace(self, names=names, numbered=numbered, box_format=box_format)
+        if (wrong := learned._checked(objects, train).wrong).all():
+            raise InputError(
+                f"not one of {len(wrong):,} boxes of {train.split} can be used (the first is "
+                f"{WRONG[int(wrong[0])]}: {_said(objects, 0)}, labelled {objects.labels[0]!r}); "
+                "check the boxes, their format and the names of the classes"
+            )
+        return learned
 
     def faults(self, column: Column) -> dict[int, str]:
         """Rows whose objects cannot be read; with `on_bad_box="error"` those, too, with a box that
@@ -297,15 +307,15 @@ def _objects(column: Column) -> _Objects:
     for row, cell in enumerate(cells):
         if not cell:
             continue
+        if isinstance(cell, Mapping) and cell.get("fault"):  # of a file that cannot be read
+            faults[row] = cell["fault"]
+            continue
         own, named = _of_one_image(cell, box, label)
         if len(own) != len(named):
             faults[row] = f"has {len(own)} times a box, but {len(named)} times a label"
-        elif not all(map(_is_box, own)):
-            wrong = next(each for each in own if not _is_box(each))
-            faults[row] = f"has the box {wrong}, which is not four numbers"
         else:
             rows.append(row)
-            boxes.append(own)
+            boxes.append([each if _is_box(each) else NO_BOX for each in own])
             labels += named
     numbers = chain.from_iterable(chain.from_iterable(boxes))
     flat = np.fromiter((np.nan if n is None else n for n in numbers), np.float64).reshape(-1, 4)
@@ -343,8 +353,8 @@ def _format(objects: _Objects, column: Column) -> Literal["xyxy", "xywh"]:
     limits = _limits(objects, column)[np.isfinite(objects.boxes).all(1)] + 1
     first, second = boxes[:, :2], boxes[:, 2:]
     odd = {
-        "xyxy": ((second < first) | (second > limits)).any(1),
-        "xywh": ((second < 0) | (first + second > limits)).any(1),
+        "xyxy": ((second <= first) | (second > limits)).any(1),
+        "xywh": ((second <= 0) | (first + second > limits)).any(1),
     }
     fitting = [name for name in FORMATS if odd[name].mean() <= ODD]
     if len(boxes) and boxes.max() <= 1 and (limits > 3).all():

@@ -353,13 +353,13 @@ def _is_string(feature: Any) -> bool:
 
 def with_sides(dataset: "Dataset", columns: dict[str, str]) -> tuple["Dataset", dict[str, str]]:
     """With a column each of the images' widths and heights in pixels: those that are there, else
-    those in the headers of the files, as the image is viewed; None where that cannot be read."""
+    what the headers of the files say."""
     numeric = [c for c, f in dataset.features.items() if "int" in str(getattr(f, "dtype", ""))]
     found = {side: columns.get(side) or _match(side, numeric) for side in SIDES}
     if all(found.values()):
         return dataset, columns | {side: column for side, column in found.items() if column}
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        sizes = list(pool.map(_viewed_size, Encoded(dataset, columns["input"])))
+        sizes = list(pool.map(viewed_size, Encoded(dataset, columns["input"])))
     for side, values in zip(SIDES, zip(*sizes, strict=True), strict=True):
         name = side if side not in dataset.column_names else f"{side} of the image"
         dataset = dataset.add_column(name, list(values))
@@ -367,15 +367,16 @@ def with_sides(dataset: "Dataset", columns: dict[str, str]) -> tuple["Dataset", 
     return dataset, columns
 
 
-def _viewed_size(value: Any) -> tuple[int | None, int | None]:
-    """Width and height of an image that is turned as its EXIF data say."""
+def viewed_size(value: Any) -> tuple[int | None, int | None]:
+    """Width and height of an image turned as its EXIF data say, from its header; None of one that
+    cannot be read: it is named when it is decoded."""
     try:
         place = value["path"] if value["bytes"] is None else io.BytesIO(value["bytes"])
         with PIL.Image.open(place) as image:
             width, height = image.size
             return (height, width) if image.getexif().get(0x0112, 1) > 4 else (width, height)
     except (OSError, TypeError, ValueError, SyntaxError, PIL.Image.DecompressionBombError):
-        return None, None  # it is named when it is decoded
+        return None, None
 
 
 def as_media(dataset: "Dataset", column: str, kind: str, folder: Path) -> "Dataset":

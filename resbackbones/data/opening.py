@@ -8,13 +8,14 @@ import codecs
 import os
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
+from resbackbones.data.annotations import open_annotations
 from resbackbones.data.columns import (
     MEDIA,
     SIDES,
@@ -24,7 +25,8 @@ from resbackbones.data.columns import (
     plain_values,
     with_sides,
 )
-from resbackbones.data.files import FORMATS, Asked, Opened, one_sentence, open_path, reason
+from resbackbones.data.files import open_path
+from resbackbones.data.paths import FORMATS, Asked, Opened, one_sentence, reason
 from resbackbones.data.reading import check_on_bad
 from resbackbones.data.splits import Splits, alone, hold_out, kinds, requires_kinds, stratified
 from resbackbones.data.targets import Classes, Target, refusal, refuse_faults
@@ -34,6 +36,14 @@ if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
     Where: TypeAlias = str | os.PathLike[str] | Dataset | DatasetDict
+
+
+# What other files beside the images may say, by the target's role; and what to expect there.
+LAYOUTS: dict[str, Callable[[Path], Opened | None]] = {"objects": open_annotations}
+HINTS = {
+    "objects": " (beside images in files, boxes stand in COCO's JSON, Pascal VOC's XML, YOLO's "
+    "texts or a metadata.jsonl)",
+}
 
 
 def open_dataset(
@@ -270,7 +280,11 @@ def _open(
             saved = datasets.load_from_disk(path)
         parts = {"train": saved} if isinstance(saved, datasets.Dataset) else saved
         return Opened(str(path), {str(split): part for split, part in parts.items()}, path)
-    return open_path(path, Asked(kind, target.role, separator, encoding))
+    if kind in (None, "image") and (find := LAYOUTS.get(target.role)):
+        if (opened := find(path)) is not None:
+            return opened
+    opened = open_path(path, Asked(kind, target.role, separator, encoding))
+    return replace(opened, hint=opened.hint + HINTS.get(target.role, ""))
 
 
 def _open_hub(where: str) -> Opened:
