@@ -342,9 +342,10 @@ def _medium(paths: list[str | None]) -> str | None:
     return None
 
 
-def has_media(dataset: "Dataset") -> bool:
-    """Whether a column holds images or audio, or paths of them."""
-    return any(_kind(dataset, column, None) in MEDIA for column in dataset.column_names)
+def media_columns(dataset: "Dataset") -> dict[str, str]:
+    """The columns that hold images or audio, or paths of them -> which."""
+    kinds = {column: _kind(dataset, column, None) for column in dataset.column_names}
+    return {column: kind for column, kind in kinds.items() if kind in MEDIA}
 
 
 def _is_string(feature: Any) -> bool:

@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resbackbones.data.columns import MEDIA, as_media, has_media, plain_values
+from resbackbones.data.columns import MEDIA, as_media, media_columns, plain_values
 from resbackbones.data.paths import (
     FORMATS,
     SPLITS,
@@ -56,7 +56,7 @@ def open_path(path: Path, asked: Asked) -> Opened:
     names_only = all(".json" in file.suffixes for files in tables.values() for file in files)
     if tables and not (folders and names_only):
         opened = _open_tables(path, tables, asked)
-        if not folders or any(has_media(rows) for rows in opened.splits.values()):
+        if not folders or any(media_columns(rows) for rows in opened.splits.values()):
             ignored = (f"{file.name} is ignored (no split in its name)" for file in unnamed)
             return replace(opened, notes=(*opened.notes, *ignored))
     return _open_folders(path, asked)
@@ -191,8 +191,13 @@ def _open_metadata(root: Path, files: list[Path], asked: Asked) -> Opened | None
                 f"files ({names[0]!r} in row 1); expected {asked.kind or 'image or audio'} files "
                 f"({', '.join(sum(MEDIA.values(), ()))})"
             )
-        rows = as_media(rows, "file_name", media[0], path.parent)
-        used |= {Path(os.path.normpath(path.parent / name)) for name in names if name}
+        listed = {"file_name": media[0]}
+        if asked.role == "mask":
+            listed |= media_columns(rows)
+        for column, medium in listed.items():
+            files_of = plain_values(rows, column)
+            used |= {Path(os.path.normpath(path.parent / name)) for name in files_of if name}
+            rows = as_media(rows, column, medium, path.parent)
         # One table may speak of all splits, whose files lie in folders called like them.
         tops = [split_in(Path(name).parts[0]) if name else None for name in names]
         if path.parent != root or None in tops:

@@ -6,7 +6,7 @@ The ground of boxes in annotation files and of masks beside images.
 import math
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -111,7 +111,9 @@ def image_sets(root: Path, files: Iterable[Path], task: str) -> dict[str, list[s
 
 
 def by_split(
-    images: Sequence[Path], listed: Mapping[str, Sequence[str]]
+    images: Sequence[Path],
+    listed: Mapping[str, Sequence[str]],
+    split_of: Callable[[Path], str | None] = split_of,
 ) -> tuple[dict[str, list[Path]], list[str]]:
     """Split -> its images, by these lists of stems, else by their folders; without either all are
     train. And sentences on what is in none."""

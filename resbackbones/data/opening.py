@@ -19,6 +19,7 @@ from resbackbones.data.annotations import open_annotations
 from resbackbones.data.columns import (
     MEDIA,
     SIDES,
+    Encoded,
     Source,
     as_media,
     find_columns,
@@ -26,6 +27,7 @@ from resbackbones.data.columns import (
     with_sides,
 )
 from resbackbones.data.files import open_path
+from resbackbones.data.pairs import open_pairs
 from resbackbones.data.paths import FORMATS, Asked, Opened, one_sentence, reason
 from resbackbones.data.reading import check_on_bad
 from resbackbones.data.splits import Splits, alone, hold_out, kinds, requires_kinds, stratified
@@ -39,10 +41,15 @@ if TYPE_CHECKING:
 
 
 # What other files beside the images may say, by the target's role; and what to expect there.
-LAYOUTS: dict[str, Callable[[Path], Opened | None]] = {"objects": open_annotations}
+LAYOUTS: dict[str, Callable[[Path], Opened | None]] = {
+    "objects": open_annotations,
+    "mask": open_pairs,
+}
 HINTS = {
     "objects": " (beside images in files, boxes stand in COCO's JSON, Pascal VOC's XML, YOLO's "
     "texts or a metadata.jsonl)",
+    "mask": " (beside images in files, masks stand in a folder such as 'masks', under the same "
+    "names, or in a metadata.jsonl)",
 }
 
 
@@ -390,4 +397,6 @@ def _is_unlabelled(dataset: "Dataset", train: Source) -> bool:
     column = train.columns[train.target.role]
     if column not in dataset.column_names:
         return True
+    if train.target.encoded:
+        return all(cell is None for cell in Encoded(dataset, column))
     return all(cell is None or cell == -1 for cell in plain_values(dataset, column))
