@@ -1,0 +1,131 @@
+"""What differs between nets whose tensors are alike: strides, activations, the order of channels,
+and how many of them come in."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from resbackbones.core.backbone import NORMS, Backbone
+from resbackbones.core.blocks import ACTIVATIONS
+from resbackbones.weights.layouts import Layout, Slot, differences
+
+# Fields of a spec that leave no trace in a state dict.
+UNSEEN = ("activation", "norm_eps", "shortcut_activation", "downsample")
+
+
+def adapt_channels(weight: Tensor, channels: int) -> Tensor:
+    """A stem's weight `(O, I, h, w)` for another number of input channels: for one of them the sum
+    (grey is red, green and blue alike), else repeated and rescaled, so that an input which is the
+    same everywhere gives what it gave."""
+    given = weight.shape[1]
+    weight = weight.float()
+    if channels == 1:
+        return weight.sum(1, keepdim=True)
+    return weight[:, torch.arange(channels) % given] * (given / channels)
+
+
+def centred_orders(
+    backbone: Backbone, slots: Iterable[Slot]
+) -> dict[str, tuple[tuple[int, Tensor], ...]]:
+    """How to reorder tensors of a net whose option A shortcuts put half of their zero channels
+    before the others, for one that puts all of them behind.
+
+    Returns:
+        For a slot's key, axes and the channels they take, in our order; empty where the shortcuts
+        are others.
+    """
+    spec = backbone.spec
+    if spec.shortcut != "pad" or spec.skip == "none" or spec.stem is None:
+        return {}
+    orders = [
+        torch.arange(spec.stem.channels)
+    ]  # of the channels that flow into each stage, and out
+    for stage in spec.stages:
+        before = orders[-1]
+        extra = stage.channels - len(before)
+        left = extra // 2
+        outside = torch.arange(stage.channels)
+        added = torch.cat([outside[:left], outside[left + len(before) :]])
+        orders.append(torch.cat([before + left, added]))
+    slots = list(slots)
+    last = {(s.stage, s.block, s.role): s.index for s in slots}
+    found: dict[str, tuple[tuple[int, Tensor], ...]] = {}
+    for slot in slots:
+        into = orders[slot.stage + (slot.block > 0)]
+        out = orders[slot.stage + 1]
+        ends = slot.index == last[slot.stage, slot.block, slot.role]
+        axes = []
+        if slot.role == "conv" and slot.index == 0:
+            axes.append((1, into))
+        if slot.role == "conv" and ends:
+            axes.append((0, out))
+        if slot.role == "norm" and spec.order == "pre" and slot.index == 0:
+            axes.append((0, into))
+        if slot.role == "norm" and spec.order != "pre" and ends:
+            axes.append((0, out))
+        if slot.role == "tail.norm":
+            axes.append((0, orders[-1]))
+        if slot.role == "head.linear" and slot.leaf == "weight":
+            axes.append((1, orders[-1]))
+        if axes and slot.leaf != "num_batches_tracked":
+            found[slot.key] = tuple(axes)
+    return found
+
+
+def unlike_modules(
+    backbone: Backbone, theirs: nn.Module, pairs: Mapping[str, nn.Module]
+) -> tuple[list[str], list[str]]:
+    """Compare two nets module by module.
+
+    Args:
+        backbone: ours.
+        theirs: the other net.
+        pairs: names of its modules, and those of ours that take their place.
+
+    Returns:
+        Clauses about what makes it another net (strides, dilations, activations), and a sentence
+        about what makes it a slightly different one (what is added to a variance).
+    """
+    # A net with an output stride of its own has dilations where the other one has strides.
+    dilated = any(stage.dilation != 1 for stage in backbone.spec.stages)
+    other, added = [], []
+    for name, ours in pairs.items():
+        given = theirs.get_submodule(name)
+        if isinstance(ours, nn.Conv2d) and isinstance(given, nn.Conv2d):
+            if given.stride != ours.stride and not (dilated and given.stride > ours.stride):
+                other.append(f"{name} has stride {given.stride}, not {ours.stride}")
+            if given.dilation != ours.dilation and not dilated:
+                other.append(f"{name} has dilation {given.dilation}, not {ours.dilation}")
+        elif isinstance(ours, NORMS) and getattr(given, "eps", ours.eps) != ours.eps:
+            added.append(f"{name} adds {given.eps} to a variance, not {ours.eps} as this model")
+    activation = backbone.spec.activation
+    gates = {"relu"} if backbone.spec.attention == "se" else set()
+    used = {type(module).__name__.lower().removesuffix("activation") for module in theirs.modules()}
+    used &= set(ACTIVATIONS)
+    if used and not {activation} <= used <= {activation} | gates:
+        other.append(f"it activates by {' and '.join(sorted(used))}, not by {activation} alone")
+    more = f" (and so {len(added) - 1} more)" if len(added) > 1 else ""
+    return other, [f"{added[0]}{more}: the difference is small"] if added else []
+
+
+def unlike_specs(backbone: Backbone, layout: Layout, spec: Mapping[str, Any] | None) -> list[str]:
+    """Sentences about what two specs compute differently with the same tensors.
+
+    Args:
+        backbone: ours.
+        layout: theirs.
+        spec: theirs, where it is one of ours.
+    """
+    ours = backbone.spec.to_dict()
+    if spec is not None:
+        found = differences(ours, spec)
+    elif layout.like:
+        nearest = next(iter(layout.like.values())).to_dict()
+        found = differences({k: ours[k] for k in UNSEEN}, {k: nearest[k] for k in UNSEEN})
+    else:
+        found = []
+    if not found:
+        return []
+    return [f"the tensors fit, but this model computes something else: {', '.join(found)}"]
