@@ -32,6 +32,7 @@ from resbackbones.errors import InputError
 from resbackbones.metrics import Metric
 from resbackbones.pretrained import ResidualPreTrainedModel
 from resbackbones.train import Options, Result, World, evaluate, fit
+from resbackbones.weights import load_weights
 from tasks import _running
 from tasks._classes import KnownClasses, name_classes
 from tasks._telling import Run, remarks, table, write_results
@@ -58,6 +59,9 @@ class Recipe(Options):
     """A net in resbackbones.SPECS."""
     skip: Literal["identity", "none"] = "identity"
     """"none" trains the plain control: the same net without its skips."""
+    weights: Path | None = None
+    """Start from weights that are there: a saved model, or a file or folder of torchvision, timm or
+    transformers; a head for other classes starts anew."""
     input_column: str | None = None
     """The column of what the net sees (found by its type and name)."""
     label_column: str | None = None
@@ -305,6 +309,10 @@ def one_seed(
         torch.manual_seed(seed)
         part.train.seed = seed
         model = part.build()
+        if config.weights is not None:
+            told = load_weights(model, config.weights)
+            if world.first and part is made:
+                print(_running.wrapped("; ".join(told)), flush=True)
         return model, fit(model, part.train, validation, replace(config, output=output, seed=seed))
 
     model, result = trained(made, made.validation, place)

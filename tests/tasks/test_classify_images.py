@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ import datasets
 import numpy as np
 import PIL.Image
 import pytest
+import torch
 import transformers
+from safetensors.torch import load_file
 
 from resbackbones.core.layers import Stage, Stem
 from resbackbones.core.spec import BackboneSpec
@@ -158,6 +161,33 @@ def test_twelve_clearly_different_images_are_learned_and_cross_validated(
     assert "pictures, 5-fold cross-validation (" in printed
     names = {path.name for path in (tmp_path / "out" / "seed-0").iterdir()}
     assert {"model", *(f"part-{number}" for number in range(1, 6))} <= names
+
+
+def test_a_training_starts_from_weights(
+    pictures: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    refused: Callable[..., str],
+) -> None:
+    classify("--data", pictures, "--output", tmp_path / "first", *SPEED)
+    saved = tmp_path / "first" / "seed-0" / "model"
+    shutil.rmtree(pictures / "train" / "blue")
+    shutil.rmtree(pictures / "test" / "blue")
+    capsys.readouterr()
+    given = ["--data", pictures, *SPEED, "--learning-rate", "0", "--output"]
+    classify(*given, tmp_path / "second", "--weights", saved)
+    printed = capsys.readouterr().out
+    assert "read in the layout of models of resbackbones; " in " ".join(printed.split())
+    first, second = (
+        load_file(tmp_path / run / "seed-0" / "model" / "model.safetensors")
+        for run in ("first", "second")
+    )
+    for name in first:
+        if name.endswith("conv.weight"):
+            assert torch.equal(first[name], second[name])
+    assert first["head.linear.weight"].shape != second["head.linear.weight"].shape
+    error = refused(classify, *given, tmp_path / "third", "--weights", tmp_path / "none.pth")
+    assert "none.pth" in error
 
 
 def test_grey_images_have_one_channel(
