@@ -124,17 +124,14 @@ def max_pool(
 ) -> Tensor:
     """Max over `kernel` positions (3, or 1) around every `stride`-th one, `dilation` apart; past
     the ends stands what no maximum takes or, if `zero_padded`, zeros."""
-    reach = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
-    margin = [each // 2 for each in reach]
+    reach = _reach(kernel, dilation)
+    margin = reach[0] // 2, reach[1] // 2
     x = context.mask(x) if zero_padded else context.lowest(x)
     if zero_padded or max(reach) > 2 or torch.compiler.is_compiling():
-        # Padded to whole windows here: torch pads half a kernel at most, however dilated, and a
-        # graph captured so serves every size. Elsewhere the copy would cost more than the pooling.
-        down, right = map(beyond, x.shape[2:], strides, reach)
-        value = 0.0 if zero_padded else torch.finfo(x.dtype).min
-        sides = (margin[1], right - margin[1], margin[0], down - margin[0])
-        x = functional.pad(x, sides, value=value)
-        margin = [0, 0]
+        # By hand, as torch pads half a kernel at most, however dilated, and a captured graph is to
+        # serve every size. Elsewhere the copy would cost more than the pooling.
+        x = _whole(x, strides, reach, margin, 0.0 if zero_padded else torch.finfo(x.dtype).min)
+        margin = (0, 0)
     y = functional.max_pool2d(x, kernel, strides, margin, dilation)
     return context.strided(strides[-1]).mask(y)
 
@@ -144,14 +141,12 @@ def average_pool(
 ) -> Tensor:
     """Mean over `kernel` positions from every `stride`-th one on, `dilation` apart; a cell cut
     short by the end counts what it has."""
-    if kernel == strides and context.lengths is None:
+    if kernel == strides and context.lengths is None and not torch.compiler.is_compiling():
         return functional.avg_pool2d(x, kernel, strides, ceil_mode=True, count_include_pad=False)
-    reach = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
-    down, right = map(beyond, x.shape[2:], strides, reach)
 
     def cells(value: Tensor) -> Tensor:
-        whole = functional.pad(context.mask(value), (0, right, 0, down))
-        return _means(whole, kernel, strides, dilation)
+        value = _whole(context.mask(value), strides, _reach(kernel, dilation))
+        return _means(value, kernel, strides, dilation)
 
     share = cells(torch.ones_like(x[:, :1]))
     return cells(x) / share.masked_fill(share == 0, 1)
@@ -160,10 +155,25 @@ def average_pool(
 def blur(x: Tensor, kernel: Plane, strides: Plane, dilation: Plane, context: Context) -> Tensor:
     """The weights 1/4, 1/2, 1/4 (where `kernel` is 3) around every `stride`-th position, `dilation`
     apart, zeros around the input: twice the mean of two neighbours."""
-    two: Plane = (min(kernel[0], 2), min(kernel[1], 2))
-    high, wide = (d * (k - 1) for k, d in zip(two, dilation, strict=True))
-    x = functional.pad(context.mask(x), (wide, wide, high, high))
+    reach = _reach(kernel, dilation)
+    x = _whole(context.mask(x), strides, reach, (reach[0] // 2, reach[1] // 2))
+    two = min(kernel[0], 2), min(kernel[1], 2)
     return _means(_means(x, two, (1, 1), dilation), two, strides, dilation)
+
+
+def _reach(kernel: Plane, dilation: Plane) -> Plane:
+    """Positions that a window reads beside its first."""
+    return dilation[0] * (kernel[0] - 1), dilation[1] * (kernel[1] - 1)
+
+
+def _whole(
+    x: Tensor, strides: Plane, reach: Plane, margin: Plane = (0, 0), value: float = 0.0
+) -> Tensor:
+    """x from `margin` positions before it to the end of the last window, no further: torch's
+    poolings then make no assumption on sizes that a captured graph would keep."""
+    down, right = map(beyond, x.shape[2:], strides, reach)
+    sides = (margin[1], right - margin[1], margin[0], down - margin[0])
+    return functional.pad(x, sides, value=value)
 
 
 def _means(x: Tensor, kernel: Plane, strides: Plane, dilation: Plane) -> Tensor:

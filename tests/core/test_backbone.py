@@ -195,6 +195,21 @@ def test_whatever_takes_a_stride_is_dilated(changes: dict, dims: int) -> None:
         assert rb.with_output_stride(rb.with_output_stride(spec, 8), stride) == dense.spec
 
 
+@pytest.mark.parametrize("dilated", [False, True])
+def test_windows_leave_python_for_every_size(dilated: bool) -> None:
+    """torch's poolings assume how a size divides, unless they are given whole windows."""
+    stem = rb.Stem(8, pool=2, zero_padded=True, before=(rb.Layer(4, stride=2),))
+    spec = replace(ATROUS, stem=stem, shortcut="average", downsample="blur", tail=())
+    spec = replace(spec, norm="group", weight_standardized=True, order="pre")
+    net = rb.Backbone(rb.with_output_stride(spec, 8) if dilated else spec).eval()
+    sizes = ({0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC},)
+    program = torch.export.export(net, (torch.randn(2, 4, 120, 64),), dynamic_shapes=sizes)
+    for size in (151, 90, 97):
+        x = torch.randn(3, 4, size, 64)
+        with torch.no_grad():
+            torch.testing.assert_close(program.module()(x)[-1], net(x)[-1])
+
+
 OWN = (rb.Stage(8, 1), rb.Stage(12, 1, 2), rb.Stage(16, 1, 2, dilation=3), rb.Stage(16, 1, 2))
 LATE = (rb.Stage(8, 1), rb.Stage(12, 1, 4), rb.Stage(16, 1, 2))
 
