@@ -13,13 +13,22 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, parametrize
 
 from resbackbones.core import layers
 from resbackbones.core.context import WHOLE, Context
 from resbackbones.core.layers import Axes, Layer, Part, per_axis
-from resbackbones.core.ops import average_pool, make_norm, masked_mean, max_pool, normalise
-from resbackbones.core.spec import BackboneSpec, Block
+from resbackbones.core.ops import (
+    average_pool,
+    beyond,
+    blur,
+    make_norm,
+    masked_mean,
+    max_pool,
+    normalise,
+)
+from resbackbones.core.plan import Block
+from resbackbones.core.spec import BackboneSpec
 from resbackbones.errors import InputError
 
 MOST_WEIGHTS = 2**33  # of one convolution: four times what a large GPU holds
@@ -81,10 +90,10 @@ class Convolution(nn.Module):
         reach = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
         margin = [r // 2 if k % 2 else 0 for k, r in zip(kernel, reach, strict=True)]
         # Patches are filled up at the end; the causal axis is padded by hand, on the left only.
-        self.patch = tuple(1 if k % 2 else s for k, s in zip(kernel, stride, strict=True))
-        self.causal, self.history, self.stride = spec.causal, reach[-1], stride
+        self.patches = [k % 2 == 0 for k in kernel]
+        self.causal, self.reach, self.stride = spec.causal, reach, stride
         if spec.causal:
-            self.patch = (self.patch[0], 1)
+            self.patches[-1] = False
             margin[-1] = 0
         self.reads_padding = kernel[-1] > 1 and not spec.causal
         self.conv = nn.Conv2d(
@@ -104,18 +113,31 @@ class Convolution(nn.Module):
             x = self.bias(x)
         if self.reads_padding:
             x = context.mask(x)
-        if max(self.patch) > 1:
-            down, right = (
-                -size % patch for size, patch in zip(x.shape[2:], self.patch, strict=True)
-            )
+        if any(self.patches):
+            ends = map(beyond, x.shape[2:], self.stride, self.reach)
+            down, right = (p and end for p, end in zip(self.patches, ends, strict=True))
             x = functional.pad(x, (0, right, 0, down))
         if not self.causal:
             return self.conv(x)
-        x = context.recall(self, x, self.history, self.stride[-1])
-        short = self.history + 1 - x.shape[-1] if context.memory is not None else 0
+        history = self.reach[-1]
+        x = context.recall(self, x, history, self.stride[-1])
+        short = history + 1 - x.shape[-1] if context.memory is not None else 0
         if short > 0:  # a piece of a stream that completes no window
             return self.conv(functional.pad(x, (0, short)))[..., :0]
         return self.conv(x)
+
+
+class Standardized(nn.Module):
+    """A weight with mean 0 and variance 1 per output channel (Qiao et al. 2019, section 2)."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        flat = weight.reshape(1, len(weight), -1)
+        # What is added to the variance is BiT's, as timm and transformers have it.
+        flat = functional.batch_norm(flat, None, None, training=True, momentum=0.0, eps=1e-8)
+        return flat.reshape(weight.shape)
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        return weight
 
 
 class NormActivation(nn.Module):
@@ -162,6 +184,14 @@ class ConvLayer(nn.Module):
             convolution = Convolution(spec, width, each, with_bias)
             if spec.norm == "weight" and layer.norm:
                 parametrizations.weight_norm(convolution.conv)
+            if spec.weight_standardized:
+                if convolution.conv.weight[0].numel() == 1:
+                    raise InputError(
+                        f"weight_standardized=True leaves 0 of a convolution of one number per "
+                        f"output channel ({width} to {each.channels} channels, kernel "
+                        f"{each.kernel}); use a wider one, or weight_standardized=False"
+                    )
+                parametrize.register_parametrization(convolution.conv, "weight", Standardized())
             self.convolutions.append(convolution)
         self.after = NormActivation(layer, spec, layer.channels)
 
@@ -222,26 +252,49 @@ class EfficientChannelAttention(nn.Module):
         return x * gate[:, :, None, None]
 
 
-class MaxPool(nn.Module):
+class _Window(nn.Module):
+    """What looks at windows without weights: kernel, stride and dilation on `(H, W)`."""
+
+    def __init__(
+        self,
+        part: layers.MaxPool | layers.AveragePool | layers.Blur,
+        spec: BackboneSpec,
+        in_channels: int,
+    ) -> None:
+        super().__init__()
+        self.window = (
+            plane(part.kernel, spec),
+            plane(part.stride, spec),
+            plane(part.dilation, spec),
+        )
+
+    def extra_repr(self) -> str:
+        return "kernel={}, stride={}, dilation={}".format(*self.window)
+
+
+class MaxPool(_Window):
     """Max over 3 positions around every `stride`-th one."""
 
     def __init__(self, part: layers.MaxPool, spec: BackboneSpec, in_channels: int) -> None:
-        super().__init__()
-        self.stride = plane(part.stride, spec)
+        super().__init__(part, spec, in_channels)
+        self.zero_padded = part.zero_padded
 
     def forward(self, x: Tensor, context: Context = WHOLE) -> Tensor:
-        return max_pool(x, self.stride, context)
+        return max_pool(x, *self.window, context, self.zero_padded)
 
 
-class AveragePool(nn.Module):
+class AveragePool(_Window):
     """Mean over each cell of `stride` positions."""
 
-    def __init__(self, part: layers.AveragePool, spec: BackboneSpec, in_channels: int) -> None:
-        super().__init__()
-        self.stride = plane(part.stride, spec)
+    def forward(self, x: Tensor, context: Context = WHOLE) -> Tensor:
+        return average_pool(x, *self.window, context)
+
+
+class Blur(_Window):
+    """The weights 1/4, 1/2, 1/4 around every `stride`-th position."""
 
     def forward(self, x: Tensor, context: Context = WHOLE) -> Tensor:
-        return average_pool(x, self.stride, context)
+        return blur(x, *self.window, context)
 
 
 class Subsample(nn.Module):
@@ -289,12 +342,14 @@ def _attention(part: layers.Attention, spec: BackboneSpec, in_channels: int) -> 
 # What each part becomes, made from (part, spec, in_channels).
 MODULES: dict[type[Part], Callable[[Any, BackboneSpec, int], nn.Module]] = {
     Layer: ConvLayer,
+    layers.Patch: ConvLayer,
     layers.NormActivation: NormActivation,
     layers.Gate: Gate,
     layers.Dropout: Dropout,
     layers.Attention: _attention,
     layers.MaxPool: MaxPool,
     layers.AveragePool: AveragePool,
+    layers.Blur: Blur,
     layers.Subsample: Subsample,
 }
 

@@ -91,10 +91,38 @@ class Layer(Part):
 
 
 @dataclass(frozen=True)
+class Patch(Layer):
+    """The layer of patches that takes a stage's stride: an output reads `kernel` positions from its
+    own on, `dilation` apart, and where the stride became a dilation, patches overlap."""
+
+
+@dataclass(frozen=True)
 class Stem(Layer):
-    """The first layer, with the stride of a 3-wide max pooling after it (`pool=1`: none)."""
+    """The first layer, or the last of the first layers.
+
+    Attributes:
+        pool: the stride of a 3-wide max pooling after it (1: none).
+        zero_padded: whether the pooling sees zeros around its input (BiT), not only what is there.
+        before: layers before this one, as the deep stem of ResNet-D has (He et al. 2019).
+    """
 
     pool: Axes = 1
+    zero_padded: bool = False
+    before: tuple[Layer, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_sequence(self, "before", Layer)
+        if self.zero_padded and set(per_axis(self.pool, 1)) == {1}:
+            raise InputError(
+                "Stem has zero_padded=True, which has no effect without a pooling; set pool=2, or "
+                "leave it out"
+            )
+
+    def layers(self) -> tuple[Layer, ...]:
+        """All of them, in the order they run."""
+        own = Layer(*(getattr(self, field.name) for field in dataclasses.fields(Layer)))
+        return (*self.before, own)
 
 
 @dataclass(frozen=True)
@@ -138,24 +166,55 @@ class Attention(Part):
 
 @dataclass(frozen=True)
 class MaxPool(Part):
-    """Max over 3 positions around every `stride`-th one; an axis of stride 1 is left alone."""
+    """Max over 3 positions around every `stride`-th one, `dilation` apart.
+
+    Attributes:
+        kernel: 3, or 1 on an axis that is left alone.
+        zero_padded: whether it sees zeros around its input, not only what is there.
+    """
 
     channels: int
+    kernel: Axes
     stride: Axes
+    dilation: Axes = 1
+    zero_padded: bool = False
 
     def reach(self, causal: bool) -> tuple[float, float]:
-        return (1, 1) if last(self.stride) > 1 else (0, 0)
+        extent = (last(self.kernel) - 1) * last(self.dilation) // 2
+        return extent, extent
 
 
 @dataclass(frozen=True)
 class AveragePool(Part):
-    """Mean over each cell of `stride` positions; a cell cut short by the end counts what it has."""
+    """Mean over `kernel` positions from every `stride`-th one on, `dilation` apart; a cell cut
+    short by the end counts what it has."""
 
     channels: int
+    kernel: Axes
     stride: Axes
+    dilation: Axes = 1
 
     def reach(self, causal: bool) -> tuple[float, float]:
-        return 0, last(self.stride) - 1
+        return 0, (last(self.kernel) - 1) * last(self.dilation)
+
+
+@dataclass(frozen=True)
+class Blur(Part):
+    """The weights 1/4, 1/2, 1/4 around every `stride`-th position, `dilation` apart, with zeros
+    around the input: what is dropped was blurred into what stays (Zhang 2019, section 3).
+
+    Attributes:
+        kernel: 3, or 1 on an axis that is left alone.
+    """
+
+    channels: int
+    kernel: Axes
+    stride: Axes
+    dilation: Axes = 1
+
+    def reach(self, causal: bool) -> tuple[float, float]:
+        extent = (last(self.kernel) - 1) * last(self.dilation) // 2
+        return extent, extent
 
 
 @dataclass(frozen=True)
@@ -174,7 +233,7 @@ class Stage:
     Attributes:
         dilation: of the kernels in all blocks.
         first_dilation: in the first block, of what comes before its stride and carries it, where
-            that differs: a stride turned into a dilation leaves the old one here.
+            that differs: a stride of `dilation / first_dilation` was turned into a dilation.
     """
 
     channels: int
@@ -191,6 +250,20 @@ class Stage:
     def entry_dilation(self) -> Axes:
         """The dilation up to the first block's stride."""
         return self.dilation if self.first_dilation is None else self.first_dilation
+
+    def window(self, dims: int) -> tuple[tuple[int, ...], Axes]:
+        """What takes this stage's stride looks at: as many positions per axis as the stride is, or
+        was before it became a dilation, and how far apart they are.
+
+        >>> Stage(8, 1, 2).window(2), Stage(8, 1, 1, dilation=4, first_dilation=2).window(1)
+        (((2, 2), 1), ((2,), 2))
+        """
+        strides = per_axis(self.stride, dims)
+        if self.first_dilation is None:
+            return strides, 1
+        whole, first = per_axis(self.dilation, dims), per_axis(self.first_dilation, dims)
+        sizes = (s * (w // f) for s, w, f in zip(strides, whole, first, strict=True))
+        return tuple(sizes), self.first_dilation
 
 
 def last(value: Axes) -> int:
@@ -212,7 +285,7 @@ def per_axis(value: Axes, dims: int) -> tuple[int, ...]:
 
 
 def from_fields(kind: type, values: Mapping[str, Any]) -> Any:
-    """A dataclass from its fields as JSON has them.
+    """A dataclass from its fields as JSON has them, dataclasses among them included.
 
     Raises:
         InputError: a field it does not have (the nearest is named), one missing, or a wrong value.
@@ -222,7 +295,18 @@ def from_fields(kind: type, values: Mapping[str, Any]) -> Any:
         missing = field.default is dataclasses.MISSING
         if missing and field.name not in values:
             raise InputError(f"{kind.__name__} needs {field.name}=, which is missing; add it")
-    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    kinds = _field_kinds(kind)
+    return kind(**{name: _from_json(kinds[name], value) for name, value in values.items()})
+
+
+def _from_json(kind: Any, value: Any) -> Any:
+    """A field's value: lists become tuples, and dicts the dataclass that the field holds."""
+    inside = next((k for k in typing.get_args(kind) if dataclasses.is_dataclass(k)), None)
+    if isinstance(value, Mapping) and isinstance(inside, type):
+        return from_fields(inside, value)
+    if not isinstance(value, list | tuple):
+        return value
+    return tuple(_from_json(kind, item) if isinstance(item, Mapping) else item for item in value)
 
 
 def check_names(kind: type, values: Mapping[str, Any]) -> None:
@@ -241,6 +325,17 @@ def check_fields(owner: Any) -> None:
         expected = _expected(name, kind, value)
         if expected:
             raise InputError(f"{type(owner).__name__} has {name}={value!r}; use {expected}")
+
+
+def check_sequence(owner: Any, name: str, kind: type) -> None:
+    """Refuse a field of another content than a sequence of `kind`, and keep it as a tuple."""
+    given = getattr(owner, name)
+    if not isinstance(given, list | tuple) or not all(isinstance(item, kind) for item in given):
+        raise InputError(
+            f"{name}={given!r} is no sequence of {kind.__name__}; give one, or the fields of a "
+            "whole spec to BackboneSpec.from_dict"
+        )
+    object.__setattr__(owner, name, tuple(given))
 
 
 @functools.cache

@@ -14,6 +14,8 @@ from torch.nn import functional
 from resbackbones.core.context import Context, valid_mask
 from resbackbones.errors import InputError
 
+Plane = tuple[int, int]  # one number per axis of (H, W)
+
 
 def make_norm(kind: str, channels: int, eps: float, groups: int | None) -> nn.Module | None:
     """A stock torch norm over `channels`, or None for the kinds that add no module.
@@ -102,37 +104,84 @@ def _masked_group_norm(norm: nn.GroupNorm, x: Tensor, context: Context) -> Tenso
     return y * norm.weight.view(shape) + norm.bias.view(shape)
 
 
-def max_pool(x: Tensor, strides: tuple[int, int], context: Context) -> Tensor:
-    """Max over 3 positions around every `stride`-th one; an axis of stride 1 is left alone."""
-    kernel = tuple(3 if stride > 1 else 1 for stride in strides)
-    margin = tuple(size // 2 for size in kernel)
-    x = context.lowest(x)
-    if torch.compiler.is_compiling():
-        # Padded to whole windows here, so that the captured graph serves every size; eagerly the
-        # copy would cost more than the pooling. The last window begins at `stride * last - margin`.
-        high, wide = (
-            stride * ((size - 1) // stride) + k - k // 2 - size
-            for size, stride, k in zip(x.shape[2:], strides, kernel, strict=True)
-        )
-        lowest = torch.finfo(x.dtype).min
-        x = functional.pad(x, (margin[1], wide, margin[0], high), value=lowest)
+def beyond(size: int, stride: int, reach: int) -> int:
+    """Positions past an axis' end that its last window reads, where one begins at every
+    `stride`-th position and reads `reach` more.
+
+    >>> beyond(5, 2, 1), beyond(6, 2, 1)
+    (1, 0)
+    """
+    return stride * ((size - 1) // stride) + reach + 1 - size
+
+
+def max_pool(
+    x: Tensor,
+    kernel: Plane,
+    strides: Plane,
+    dilation: Plane,
+    context: Context,
+    zero_padded: bool = False,
+) -> Tensor:
+    """Max over `kernel` positions (3, or 1) around every `stride`-th one, `dilation` apart; past
+    the ends stands what no maximum takes or, if `zero_padded`, zeros."""
+    reach = _reach(kernel, dilation)
+    margin = reach[0] // 2, reach[1] // 2
+    x = context.mask(x) if zero_padded else context.lowest(x)
+    if zero_padded or max(reach) > 2 or torch.compiler.is_compiling():
+        # By hand, as torch pads half a kernel at most, however dilated, and a captured graph is to
+        # serve every size. Elsewhere the copy would cost more than the pooling.
+        x = _whole(x, strides, reach, margin, 0.0 if zero_padded else torch.finfo(x.dtype).min)
         margin = (0, 0)
-    y = functional.max_pool2d(x, kernel, strides, margin)
+    y = functional.max_pool2d(x, kernel, strides, margin, dilation)
     return context.strided(strides[-1]).mask(y)
 
 
-def average_pool(x: Tensor, strides: tuple[int, int], context: Context) -> Tensor:
-    """Mean over each cell of `stride` positions; a cell cut short by the end counts what it has."""
+def average_pool(
+    x: Tensor, kernel: Plane, strides: Plane, dilation: Plane, context: Context
+) -> Tensor:
+    """Mean over `kernel` positions from every `stride`-th one on, `dilation` apart; a cell cut
+    short by the end counts what it has."""
+    if kernel == strides and context.lengths is None and not torch.compiler.is_compiling():
+        return functional.avg_pool2d(x, kernel, strides, ceil_mode=True, count_include_pad=False)
 
-    def pool(value: Tensor) -> Tensor:
-        return functional.avg_pool2d(
-            value, strides, strides, ceil_mode=True, count_include_pad=False
-        )
+    def cells(value: Tensor) -> Tensor:
+        value = _whole(context.mask(value), strides, _reach(kernel, dilation))
+        return _means(value, kernel, strides, dilation)
 
-    if context.lengths is None:
-        return pool(x)
-    share = pool(context.mask(torch.ones_like(x[:, :1])))
-    return pool(context.mask(x)) / share.masked_fill(share == 0, 1)
+    share = cells(torch.ones_like(x[:, :1]))
+    return cells(x) / share.masked_fill(share == 0, 1)
+
+
+def blur(x: Tensor, kernel: Plane, strides: Plane, dilation: Plane, context: Context) -> Tensor:
+    """The weights 1/4, 1/2, 1/4 (where `kernel` is 3) around every `stride`-th position, `dilation`
+    apart, zeros around the input: twice the mean of two neighbours."""
+    reach = _reach(kernel, dilation)
+    x = _whole(context.mask(x), strides, reach, (reach[0] // 2, reach[1] // 2))
+    two = min(kernel[0], 2), min(kernel[1], 2)
+    return _means(_means(x, two, (1, 1), dilation), two, strides, dilation)
+
+
+def _reach(kernel: Plane, dilation: Plane) -> Plane:
+    """Positions that a window reads beside its first."""
+    return dilation[0] * (kernel[0] - 1), dilation[1] * (kernel[1] - 1)
+
+
+def _whole(
+    x: Tensor, strides: Plane, reach: Plane, margin: Plane = (0, 0), value: float = 0.0
+) -> Tensor:
+    """x from `margin` positions before it to the end of the last window, no further: torch's
+    poolings then make no assumption on sizes that a captured graph would keep."""
+    down, right = map(beyond, x.shape[2:], strides, reach)
+    sides = (margin[1], right - margin[1], margin[0], down - margin[0])
+    return functional.pad(x, sides, value=value)
+
+
+def _means(x: Tensor, kernel: Plane, strides: Plane, dilation: Plane) -> Tensor:
+    """Means over whole cells, for which torch has a pooling where nothing lies between."""
+    if dilation == (1, 1):
+        return functional.avg_pool2d(x, kernel, strides)
+    weight = x.new_full((x.shape[1], 1, *kernel), 1 / math.prod(kernel))
+    return functional.conv2d(x, weight, None, strides, 0, dilation, x.shape[1])
 
 
 def masked_mean(x: Tensor, lengths: Tensor | None = None) -> Tensor:

@@ -6,7 +6,7 @@ cannot be made.
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -16,20 +16,23 @@ from resbackbones.core.layers import (
     Attention,
     AveragePool,
     Axes,
+    Blur,
     Dropout,
     Gate,
     Layer,
     MaxPool,
     NormActivation,
     Part,
+    Patch,
     Stage,
     Stem,
     Subsample,
     check_fields,
+    check_sequence,
     from_fields,
-    last,
     per_axis,
 )
+from resbackbones.core.plan import Block, Plan
 from resbackbones.errors import InputError, nearest
 
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -41,37 +44,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "norm": ("batch", "group", "layer", "weight", "none"),
     "activation": ("relu", "gelu", "silu", "tanh"),
     "attention": ("none", "se", "eca"),
-    "downsample": ("stride", "max", "patch"),
+    "downsample": ("stride", "blur", "max", "patch"),
 }
-
-
-@dataclass(frozen=True)
-class Block:
-    """The parts of one residual block. `pre` stands before the branch, and before a shortcut that
-    projects; an empty shortcut is the identity."""
-
-    pre: tuple[Part, ...]
-    branch: tuple[Part, ...]
-    shortcut: tuple[Part, ...]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The parts of a whole net: the stem, per stage what comes before its blocks and the blocks,
-    and what comes after the last stage."""
-
-    stem: tuple[Part, ...]
-    stages: tuple[tuple[tuple[Part, ...], tuple[Block, ...]], ...]
-    tail: tuple[Part, ...]
-
-    def parts(self) -> Iterator[Part]:
-        """Every part, in the order they run; blocks that repeat one before are left out."""
-        yield from self.stem
-        for down, blocks in self.stages:
-            yield from down
-            for block in dict.fromkeys(blocks):
-                yield from (*block.pre, *block.branch, *block.shortcut)
-        yield from self.tail
 
 
 @dataclass(frozen=True)
@@ -82,7 +56,7 @@ class BackboneSpec:
         stages: from shallow to deep.
         dims: 1 for sequences `(B, C, T)`, 2 for images and spectrograms `(B, C, H, W)`.
         in_channels: channels of the input.
-        stem: first layer, or None.
+        stem: first layer or layers, or None.
         tail: layers after the last stage; the last feature is the tail's output.
         branch: what stands between the skip's two ends, as `Bottleneck(groups=32)`.
         order: "post" (activation after the sum, He et al. 2015), "pre" (norm and activation before
@@ -102,14 +76,17 @@ class BackboneSpec:
         norm_groups: groups of a group norm; None gives as many as leave 8 channels or more in each,
             at most 32. Over a position or two, the variance of few numbers is mostly rounding: with
             fewer than 8 per group, what padding may change grows accordingly.
+        weight_standardized: every convolution's weight has mean 0 and variance 1 per output channel
+            (Qiao et al. 2019), which goes well with a group norm (BiT, Kolesnikov et al. 2020).
         attention: "se" (Hu 2018) or "eca" (Wang 2020) at the end of each branch.
         attention_reduction: channels over squeezed channels in "se".
         dropout: after the activations inside a branch.
         drop_path: stochastic depth at the last block, rising from 0 (Huang 2016).
         causal: position t of the last axis sees only positions <= t.
-        downsample: a stage's stride is taken by its first convolution ("stride"), by a 3-wide max
-            pooling before its first block ("max"), or by a norm and a convolution of patches side
-            by side there, which also takes a change of width ("patch", ConvNeXt).
+        downsample: a stage's stride is taken by its first convolution ("stride"), by a blur after
+            that one and its norm and activation, as is the stem's pooling's ("blur", Zhang 2019),
+            by a 3-wide max pooling before its first block ("max"), or by a norm and a convolution
+            of patches side by side there, which also takes a change of width ("patch", ConvNeXt).
 
     Raises:
         InputError: an unknown value, a field no part of this spec reads, or a refused combination.
@@ -134,6 +111,7 @@ class BackboneSpec:
     norm: str = "batch"
     norm_eps: float = 1e-5
     norm_groups: int | None = None
+    weight_standardized: bool = False
     activation: str = "relu"
     attention: str = "none"
     attention_reduction: int = 16
@@ -164,15 +142,8 @@ class BackboneSpec:
                 raise InputError(why)
 
     def _check_kinds(self) -> None:
-        for name, kind in (("stages", Stage), ("tail", Layer)):
-            given = getattr(self, name)
-            # A list is welcome, but a frozen spec keeps tuples.
-            if not isinstance(given, list | tuple) or not all(isinstance(g, kind) for g in given):
-                raise InputError(
-                    f"{name}={given!r} is no sequence of {kind.__name__}; give one, or the fields "
-                    "of a whole spec to BackboneSpec.from_dict"
-                )
-            object.__setattr__(self, name, tuple(given))
+        check_sequence(self, "stages", Stage)
+        check_sequence(self, "tail", Layer)
         if not self.stages:
             raise InputError("stages is empty; a backbone needs at least one Stage")
         if self.stem is not None and not isinstance(self.stem, Stem):
@@ -192,7 +163,14 @@ class BackboneSpec:
                     f"{owner} has {field}={value}, but dims={self.dims} needs one number or "
                     f"{self.dims}"
                 )
-        if not isinstance(part, Layer):
+        if isinstance(part, Stage) and part.first_dilation is not None:
+            whole, first = (per_axis(v, self.dims) for v in (part.dilation, part.first_dilation))
+            if any(w % f for w, f in zip(whole, first, strict=True)):
+                raise InputError(
+                    f"Stage has first_dilation={part.first_dilation}, which does not divide its "
+                    f"dilation={part.dilation}: the stride that became a dilation is their quotient"
+                )
+        if not isinstance(part, Layer) or isinstance(part, Patch):
             return
         kernel, stride, dilation = (
             per_axis(value, self.dims) for value in (part.kernel, part.stride, part.dilation)
@@ -229,6 +207,7 @@ class BackboneSpec:
                     Attention: f"attention={self.attention!r}",
                     MaxPool: "max pooling",
                     AveragePool: f"shortcut={self.shortcut!r}",
+                    Blur: f"downsample={self.downsample!r}",
                 }.get(type(part), type(part).__name__)
                 if self.norm == "group" and part.norm:
                     what = "norm='group'"
@@ -249,22 +228,23 @@ class BackboneSpec:
         stem: tuple[Part, ...] = ()
         if self.stem is not None:
             width = self.stem.channels
-            layer = Layer(*(getattr(self.stem, f.name) for f in dataclasses.fields(Layer)))
-            stem = (layer, *self._max_pool(width, self.stem.pool))
+            size = per_axis(self.stem.pool, self.dims)
+            pool = self._max_pool(width, size, size, 1, self.stem.zero_padded)
+            stem = (*self.stem.layers(), *pool)
         stages = []
         for stage in self.stages:
             down: tuple[Part, ...] = ()
+            size, apart = stage.window(self.dims)
             if self.downsample == "max":
-                down = self._max_pool(width, stage.stride)
-            elif self.downsample == "patch" and (
-                self._is_strided(stage) or width != stage.channels
-            ):
+                down = self._max_pool(width, size, stage.stride, apart)
+            elif self.downsample == "patch" and (max(size) > 1 or width != stage.channels):
                 down = (
                     NormActivation(width, activation=False),
-                    Layer(
+                    Patch(
                         stage.channels,
+                        size,
                         stage.stride,
-                        stage.stride,
+                        apart,
                         norm=self.norm == "weight",
                         activation=False,
                         bias=True,
@@ -272,7 +252,7 @@ class BackboneSpec:
                 )
                 width = stage.channels
             rest = replace(stage, stride=1, first_dilation=None)
-            first = stage if self.downsample == "stride" else rest
+            first = stage if self.downsample in ("stride", "blur") else rest
             blocks = [self._block(first, width)]
             width = stage.channels
             if stage.blocks > 1:
@@ -283,7 +263,10 @@ class BackboneSpec:
         return Plan(stem, tuple(stages), (*final, *self.tail))
 
     def _block(self, stage: Stage, in_channels: int) -> Block:
-        written = tuple(self.branch.parts(stage, in_channels))
+        size, apart = stage.window(self.dims)
+        blurs = self.downsample == "blur" and max(size) > 1
+        asked = replace(stage, stride=size) if blurs else stage  # as before it became a dilation
+        written = tuple(self.branch.parts(asked, in_channels))
         if not written or written[-1].channels != stage.channels:
             ends = f"ends in {written[-1].channels} channels" if written else "is empty"
             raise InputError(
@@ -299,8 +282,18 @@ class BackboneSpec:
                 part = replace(part, norm=part.norm and self.norm == "weight", activation=False)
                 if pre:
                     self._append(branch, before)
+            carries = blurs and max(per_axis(part.stride, self.dims)) > 1
+            if carries:
+                if not isinstance(part, Layer):
+                    raise InputError(
+                        "downsample='blur' blurs after the Layer that takes the stride, but in "
+                        f"{self.branch} a {type(part).__name__} does; use downsample='stride'"
+                    )
+                part = replace(part, stride=1)
             self._append(branch, part)
             width = part.channels
+            if carries:
+                branch.append(Blur(width, _three(size), stage.stride, apart))
             if self.order == "pre":  # the first norm and activation, which a projection shares
                 pre = (NormActivation(in_channels),)
         if self.attention != "none":
@@ -314,12 +307,13 @@ class BackboneSpec:
 
     def _shortcut(self, stage: Stage, in_channels: int) -> tuple[Part, ...]:
         channels, stride = stage.channels, stage.stride
-        same = in_channels == channels and not self._is_strided(stage)
+        size, apart = stage.window(self.dims)
+        same = in_channels == channels and max(size) == 1
         if self.skip == "none" or (same and self.shortcut != "always"):
             return ()
         if self.shortcut == "pad":
             return (Subsample(channels, stride),)
-        average = self.shortcut == "average" and self._is_strided(stage)
+        average = self.shortcut == "average" and max(size) > 1
         layer = Layer(
             channels,
             1,
@@ -329,14 +323,24 @@ class BackboneSpec:
             norm=self.order != "pre" and self.norm != "weight",
             activation=self.shortcut_activation,
         )
-        return (AveragePool(in_channels, stride), layer) if average else (layer,)
+        pool = AveragePool(in_channels, size, stride, apart)
+        return (pool, layer) if average else (layer,)
 
-    def _max_pool(self, channels: int, stride: Axes) -> tuple[Part, ...]:
-        return (MaxPool(channels, stride),) if max(per_axis(stride, self.dims)) > 1 else ()
-
-    def _is_strided(self, stage: Stage) -> bool:
-        """Whether a stage has a stride on any axis."""
-        return max(per_axis(stage.stride, self.dims)) > 1
+    def _max_pool(
+        self,
+        channels: int,
+        size: tuple[int, ...],
+        stride: Axes,
+        apart: Axes,
+        zero_padded: bool = False,
+    ) -> tuple[Part, ...]:
+        if max(size) == 1:
+            return ()
+        kernel = _three(size)
+        if self.downsample == "blur":
+            dense = MaxPool(channels, kernel, 1, zero_padded=zero_padded)
+            return dense, Blur(channels, kernel, stride, apart)
+        return (MaxPool(channels, kernel, stride, apart, zero_padded),)
 
     def reach(self, part: Part) -> tuple[float, float]:
         """Positions before and after its own that a part reads on the last axis in this net; a
@@ -349,27 +353,7 @@ class BackboneSpec:
     def receptive_field(self) -> float:
         """Positions of the last axis that one position of the last feature depends on; infinite
         where something averages over the whole axis (attention, group norm)."""
-        Field = tuple[float, float, int]  # before and after, in input positions, and one step here
-
-        def along(field: Field, parts: tuple[Part, ...]) -> Field:
-            before, after, step = field
-            for part in parts:
-                behind, ahead = self.reach(part)
-                before, after = before + behind * step, after + ahead * step
-                step *= last(part.stride)
-            return before, after, step
-
-        field = along((0, 0, 1), self.plan.stem)
-        for down, blocks in self.plan.stages:
-            field = along(field, down)
-            for block in blocks:
-                before, after, step = along(along(field, block.pre), block.branch)
-                if self.skip == "identity":
-                    around = along(field, block.shortcut)
-                    before, after = max(before, around[0]), max(after, around[1])
-                field = before, after, step
-        before, after, _ = along(field, self.plan.tail)
-        return before + after + 1
+        return self.plan.receptive_field(self.reach)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, strings, lists and dicts: ready for JSON.
@@ -391,16 +375,7 @@ class BackboneSpec:
         """
         if not isinstance(values, Mapping):
             raise InputError(f"{values!r} is no spec; give a dict of a BackboneSpec's fields")
-        values = branch_from_dict(values)
-        if isinstance(values.get("stem"), Mapping):
-            values["stem"] = from_fields(Stem, values["stem"])
-        for field, kind in (("stages", Stage), ("tail", Layer)):
-            if isinstance(values.get(field), list | tuple):
-                values[field] = tuple(
-                    from_fields(kind, item) if isinstance(item, Mapping) else item
-                    for item in values[field]
-                )
-        return from_fields(cls, values)
+        return from_fields(cls, branch_from_dict(values))
 
 
 # The compatibility table: why a combination does not exist, and how to recognise it.
@@ -446,6 +421,18 @@ REFUSALS: dict[str, Callable[[BackboneSpec], bool]] = {
     ),
     "init='zero_last' with norm='weight' divides by the norm of a zero weight; use init='he' or "
     "another norm": lambda s: s.init == "zero_last" and s.norm == "weight",
+    "weight_standardized=True needs a norm of activations, as norm='group': a weight of variance 1 "
+    "makes a signal grow by the root of how many numbers it sums": (
+        lambda s: s.weight_standardized and not _normalises(s)
+    ),
+    "init='zero_last' with weight_standardized=True divides by the deviation of a zero weight "
+    "where a branch ends in a convolution; use init='he'": (
+        lambda s: (
+            s.init == "zero_last"
+            and s.weight_standardized
+            and (s.order == "pre" or not _convolutions(s)[-1].norm)
+        )
+    ),
     "init='fixup' replaces the norm and needs norm='none' (weight norm would divide by the norm of "
     "a zero weight)": lambda s: s.init == "fixup" and s.norm != "none",
     "init='fixup' brings its own branch scale; use branch_scale='none'": (
@@ -458,6 +445,11 @@ REFUSALS: dict[str, Callable[[BackboneSpec], bool]] = {
         lambda s: s.init != "he" and s.activation == "relu" and _convolutions(s)[-1].activation
     ),
 }
+
+
+def _three(size: tuple[int, ...]) -> tuple[int, ...]:
+    """A kernel 3 wide on the axes that have a stride."""
+    return tuple(3 if each > 1 else 1 for each in size)
 
 
 def _normalises(spec: BackboneSpec) -> bool:

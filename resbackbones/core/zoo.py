@@ -35,6 +35,23 @@ def _bottleneck(*blocks: int) -> BackboneSpec:
 
 
 _R50 = _bottleneck(3, 4, 6, 3)
+_R101 = _bottleneck(3, 4, 23, 3)
+_V2 = replace(_R50, order="pre", stem=replace(_STEM, norm=False, activation=False))
+
+
+# ResNet-D (He et al. 2019, section 4): three convolutions for the stem's one, and a mean before a
+# shortcut's projection; its tiered stem ("t") is timm's.
+def _deep(spec: BackboneSpec, *widths: int, **changes: Any) -> BackboneSpec:
+    first, second = widths or (32, 32)
+    stem = Stem(64, pool=2, before=(Layer(first, stride=2), Layer(second)))
+    return replace(spec, stem=stem, shortcut="average", **changes)
+
+
+# BiT (Kolesnikov et al. 2020, section 3.2). Its stem's pooling sees zeros around its input.
+_BIT = replace(
+    _V2, norm="group", norm_groups=32, weight_standardized=True,
+    stem=replace(_STEM, norm=False, activation=False, zero_padded=True),
+)  # fmt: skip
 
 
 # ConvNeXt (Liu et al. 2022, section 2): a patch of 4 x 4 pixels at first, of 2 x 2 between stages.
@@ -55,6 +72,12 @@ _RAW_STEM = Stem(16, norm=False, activation=False)
 def _cifar(depth: int) -> BackboneSpec:
     blocks = [(depth - 2) // 6] * 3
     return BackboneSpec(_stages((16, 32, 64), blocks), stem=_SMALL_STEM, shortcut="pad")
+
+
+def _preact_bottleneck(depth: int) -> BackboneSpec:
+    blocks = [(depth - 2) // 9] * 3
+    stages = _stages((64, 128, 256), blocks)
+    return BackboneSpec(stages, stem=_RAW_STEM, branch=Bottleneck(), order="pre")
 
 
 def _wide(depth: int, width: int) -> BackboneSpec:
@@ -141,13 +164,26 @@ SPECS: dict[str, BackboneSpec] = {
     "resnet18": _basic(2, 2, 2, 2),
     "resnet34": _basic(3, 4, 6, 3),
     "resnet50": _R50,
-    "resnet101": _bottleneck(3, 4, 23, 3),
+    "resnet101": _R101,
     "resnet152": _bottleneck(3, 8, 36, 3),
+    "resnet18d": _deep(_basic(2, 2, 2, 2)),
+    "resnet34d": _deep(_basic(3, 4, 6, 3)),
+    "resnet50d": _deep(_R50),
+    "resnet101d": _deep(_R101),
+    "resnet152d": _deep(_bottleneck(3, 8, 36, 3)),
     "resnext50_32x4d": replace(_R50, branch=Bottleneck(0.5, groups=32)),
+    "resnext101_32x8d": replace(_R101, branch=Bottleneck(1.0, groups=32)),
     "wide_resnet50_2": replace(_R50, branch=Bottleneck(0.5)),
-    "resnetv2_50": replace(_R50, order="pre", stem=replace(_STEM, norm=False, activation=False)),
+    "wide_resnet101_2": replace(_R101, branch=Bottleneck(0.5)),
+    "resnetv2_50": _V2,
+    "resnetv2_50x1_bit": _BIT,
+    "resnetblur50": replace(_R50, downsample="blur"),
+    "skipinit_resnet50": replace(_V2, norm="none", branch_scale="skipinit"),
     "convnext_tiny": _convnext((96, 192, 384, 768), (3, 3, 9, 3)),
     "seresnet50": replace(_R50, attention="se"),
+    "ecaresnet50d": _deep(_R50, attention="eca"),
+    "ecaresnet50t": _deep(_R50, 24, 32, attention="eca"),
+    "ecaresnet101d": _deep(_R101, attention="eca"),
     "resnet20": _cifar(20),
     "resnet32": _cifar(32),
     "resnet44": _cifar(44),
@@ -161,6 +197,11 @@ SPECS: dict[str, BackboneSpec] = {
     "resnet14_small": BackboneSpec(_stages((64, 128, 256), (2, 2, 2)), stem=Stem(64, pool=2)),
     "resnet18_small": replace(_basic(2, 2, 2, 2), stem=Stem(64)),
     "preact_resnet110": replace(_cifar(110), order="pre", stem=_RAW_STEM),
+    "preact_resnet164": _preact_bottleneck(164),
+    "preact_resnet1001": _preact_bottleneck(1001),
+    "fixup_resnet110": replace(_cifar(110), norm="none", init="fixup"),
+    "rezero_resnet110": replace(_cifar(110), branch_scale="rezero"),
+    "stochastic_depth_resnet110": replace(_cifar(110), drop_path=0.5),
     "quartznet5x5": _quartznet(1),
     "quartznet10x5": _quartznet(2),
     "quartznet15x5": _quartznet(3),
@@ -228,15 +269,16 @@ def resolve(name_or_spec: str | BackboneSpec, **changes: Any) -> BackboneSpec:
 
 def with_output_stride(spec: BackboneSpec, stride: int) -> BackboneSpec:
     """The same net with features no coarser than `stride`: strides beyond it become dilations (Yu &
-    Koltun 2016; Chen et al. 2017, section 3.1). Its weights fit; each of its outputs at a position
-    the strided net has is that net's output there.
+    Koltun 2016; Chen et al. 2017, section 3.1), of convolutions, poolings, means, blurs and patches
+    alike. Its weights fit; each of its outputs at a position the strided net has is that net's
+    output there, unless something looks at all positions (attention, group norm).
 
     >>> [(s.stride, s.dilation) for s in with_output_stride(SPECS["resnet50"], 16).stages]
     [(1, 1), (2, 1), (2, 1), (1, 2)]
 
     Raises:
-        InputError: a stride the net does not pass through, or one that something other than a
-            convolution takes.
+        InputError: a stride the net does not pass through, or a stride taken by something other
+            than a convolution where a dilation of that one's own cannot be told from the stride's.
     """
     reached = [1] * spec.dims
     for part in spec.plan.stem:
@@ -244,7 +286,6 @@ def with_output_stride(spec: BackboneSpec, stride: int) -> BackboneSpec:
     steps = [reached[-1], *(last(stage.stride) for stage in spec.stages)]
     dilated = [1] * spec.dims  # what the strides taken out so far multiply a dilation by
     stages = []
-    width = spec.stem.channels if spec.stem else spec.in_channels
     for stage in spec.stages:
         before = list(dilated)
         strides = list(per_axis(stage.stride, spec.dims))
@@ -254,9 +295,8 @@ def with_output_stride(spec: BackboneSpec, stride: int) -> BackboneSpec:
             else:
                 dilated[axis] *= taken
                 strides[axis] = 1
-        if dilated != before:
-            _check_dilatable(spec, stage, width, max(strides))
         if max(dilated) > 1:
+            _check_dilatable(spec, stage, max(strides) > 1)
             first, dilation = (
                 _scaled(stage.entry_dilation, before),
                 _scaled(stage.dilation, dilated),
@@ -267,7 +307,6 @@ def with_output_stride(spec: BackboneSpec, stride: int) -> BackboneSpec:
                 dilation=dilation,
                 first_dilation=None if first == dilation else first,
             )
-        width = stage.channels
         stages.append(stage)
     if any(r != stride for r in reached):
         raise InputError(
@@ -278,21 +317,17 @@ def with_output_stride(spec: BackboneSpec, stride: int) -> BackboneSpec:
     return replace(spec, stages=tuple(stages), tail=tail)
 
 
-def _check_dilatable(spec: BackboneSpec, stage: Stage, width: int, left: int) -> None:
-    """Refuse to take a stage's stride out where something else than a dilation would change."""
-    taker = {"max": "max pooling", "patch": "patches"}.get(spec.downsample)
+def _check_dilatable(spec: BackboneSpec, stage: Stage, strided: bool) -> None:
+    """Refuse what `Stage.window` would not see: a window of a stage with a dilation of its own, or
+    with a stride that stays behind one that was taken out."""
+    taker = {"max": "a max pooling", "patch": "patches", "blur": "a blur"}.get(spec.downsample)
     if taker is None and spec.shortcut == "average" and spec.skip == "identity":
-        taker = "the average of its shortcut"
-    if taker is not None:
+        taker = "the mean of its shortcut"
+    own = set(per_axis(stage.dilation, spec.dims)) != {1} and stage.first_dilation is None
+    if taker and max(stage.window(spec.dims)[0]) > 1 and (own or strided):
         raise InputError(
-            f"the stride of {stage} is taken by {taker}, which cannot be dilated; use "
-            "downsample='stride' and another shortcut than 'average'"
-        )
-    projects = spec.skip == "identity" and spec.shortcut == "projection"
-    if projects and width == stage.channels and left == 1:
-        raise InputError(
-            f"{stage} projects its shortcut only for its stride, and would lose the projection "
-            "with it; use shortcut='always' or 'pad'"
+            f"the stride of {stage} is taken by {taker}, and beside it stands a dilation or a "
+            "stride that stays; use downsample='stride' and another shortcut than 'average'"
         )
 
 

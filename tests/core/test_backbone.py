@@ -29,6 +29,13 @@ STREAMS = [
     {"branch": rb.Separable(2), "skip": "none"},
     {"branch": rb.Gated(), "order": "none"},
     {"branch": rb.Inverted(), "downsample": "patch", "stem": rb.Stem(8, 4, 4)},
+    {
+        "branch": rb.Inverted(),
+        "downsample": "patch",
+        "stages": (rb.Stage(8, 1), rb.Stage(16, 1, 1, 3, 4, 2)),
+    },
+    {"stem": rb.Stem(8, 3, before=(rb.Layer(6, 5, 2), rb.Layer(4, 3)))},
+    {"norm": "layer", "weight_standardized": True},
     {"branch": rb.Bottleneck(0.5), "stem": None, "tail": (), "in_channels": 8},
 ]
 
@@ -38,7 +45,7 @@ def causal_net(changes: dict, dims: int) -> rb.Backbone:
     stages = CAUSAL.stages
     if dims == 2:  # only the last axis may have an even kernel
         stages = (replace(stages[0], kernel=(3, 4)), *stages[1:])
-    net = rb.Backbone(replace(CAUSAL, dims=dims, stages=stages, **changes))
+    net = rb.Backbone(replace(CAUSAL, **{"dims": dims, "stages": stages} | changes))
     for module in net.modules():
         if isinstance(getattr(module, "running_mean", None), Tensor):
             module.running_mean.normal_()
@@ -145,14 +152,77 @@ def test_a_stride_turned_into_a_dilation_keeps_every_output(
             torch.testing.assert_close(dense(x)[-1][every], net(x)[-1], rtol=1e-5, atol=1e-5)
 
 
+TAKERS = [
+    {"shortcut": "average"},
+    {"shortcut": "average", "order": "pre"},
+    {"shortcut": "pad"},
+    {"shortcut": "always"},
+    {"downsample": "max"},
+    {"downsample": "max", "order": "pre"},
+    {"downsample": "patch", "branch": rb.Inverted()},
+    {"downsample": "blur"},
+    {"downsample": "blur", "branch": rb.Bottleneck(), "shortcut": "average"},
+    {"downsample": "blur", "branch": rb.Gated(), "order": "pre"},
+    {"stages": tuple(replace(stage, channels=8) for stage in ATROUS.stages)},
+    {
+        "stages": (*ATROUS.stages[:3], replace(ATROUS.stages[3], stride=(2, 1))),
+        "shortcut": "average",
+        "downsample": "blur",
+    },
+]
+
+
+@pytest.mark.parametrize("dims", [1, 2])
+@pytest.mark.parametrize("changes", TAKERS, ids=str)
+def test_whatever_takes_a_stride_is_dilated(changes: dict, dims: int) -> None:
+    """Poolings, means, blurs and patches too, and a projection that is there for its stride."""
+    spec = replace(ATROUS, dims=2, **changes)
+    if dims == 1:
+        if isinstance(spec.stages[-1].stride, tuple):
+            pytest.skip("a sequence has one axis")
+        spec = replace(spec, dims=1)
+    torch.manual_seed(0)
+    net = rb.Backbone(spec).eval()
+    x = torch.randn(2, 4, *(45, 61)[-dims:])
+    for stride in (8, 4):
+        dense = rb.Backbone(rb.with_output_stride(spec, stride)).eval()
+        dense.load_state_dict(net.state_dict())
+        steps = [a // b for a, b in zip(net.strides[-1], dense.strides[-1], strict=True)]
+        assert dense.strides[-1] == (stride,) * dims and max(steps) > 1
+        every = (slice(None), slice(None), *(slice(None, None, step) for step in steps))
+        with torch.no_grad():
+            torch.testing.assert_close(dense(x)[-1][every], net(x)[-1], rtol=1e-5, atol=1e-5)
+        assert rb.with_output_stride(rb.with_output_stride(spec, 8), stride) == dense.spec
+
+
+@pytest.mark.parametrize("dilated", [False, True])
+def test_windows_leave_python_for_every_size(dilated: bool) -> None:
+    """torch's poolings assume how a size divides, unless they are given whole windows."""
+    stem = rb.Stem(8, pool=2, zero_padded=True, before=(rb.Layer(4, stride=2),))
+    spec = replace(ATROUS, stem=stem, shortcut="average", downsample="blur", tail=())
+    spec = replace(spec, norm="group", weight_standardized=True, order="pre")
+    net = rb.Backbone(rb.with_output_stride(spec, 8) if dilated else spec).eval()
+    sizes = ({0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC},)
+    program = torch.export.export(net, (torch.randn(2, 4, 120, 64),), dynamic_shapes=sizes)
+    for size in (151, 90, 97):
+        x = torch.randn(3, 4, size, 64)
+        with torch.no_grad():
+            torch.testing.assert_close(program.module()(x)[-1], net(x)[-1])
+
+
+OWN = (rb.Stage(8, 1), rb.Stage(12, 1, 2), rb.Stage(16, 1, 2, dilation=3), rb.Stage(16, 1, 2))
+LATE = (rb.Stage(8, 1), rb.Stage(12, 1, 4), rb.Stage(16, 1, 2))
+
+
 @pytest.mark.parametrize(
     ("changes", "stride", "sentence"),
     [
         ({}, 32, "but through 2, 2, 4, 8, 16"),
         ({}, 1, "does not pass through stride 1, but"),
-        ({"downsample": "max"}, 8, "is taken by max pooling"),
-        ({"shortcut": "average"}, 8, "the average of its shortcut"),
-        ({"stages": (rb.Stage(8, 1), rb.Stage(8, 1, 2))}, 2, "only for its stride"),
+        ({"stages": OWN, "downsample": "max"}, 4, "is taken by a max pooling, and beside it"),
+        ({"stages": OWN, "downsample": "blur"}, 4, "is taken by a blur, and beside it stands"),
+        ({"stages": OWN, "shortcut": "average"}, 4, "is taken by the mean of its shortcut"),
+        ({"stages": LATE, "downsample": "patch"}, 4, "is taken by patches, and .* a stride that"),
     ],
     ids=str,
 )
@@ -171,6 +241,17 @@ FIELDS = [
     {"branch": rb.Separable(2), "stem": rb.Stem(8, 7, 2, pool=2)},
     {"causal": True, "branch": rb.Gated()},
     {"skip": "none", "stages": (rb.Stage(8, 2, stride=2, dilation=3),)},
+    {"downsample": "blur", "stem": rb.Stem(8, pool=2)},
+    {"stem": rb.Stem(8, before=(rb.Layer(4, 5, 2), rb.Layer(6, 3, dilation=2)))},
+    *(
+        {"stages": (rb.Stage(8, 1), rb.Stage(16, 1, 1, 3, 4, 2))} | changes
+        for changes in (
+            {"downsample": "max"},
+            {"downsample": "blur"},
+            {"downsample": "patch", "branch": rb.Inverted()},
+            {"shortcut": "average", "branch": rb.Basic()},
+        )
+    ),
 ]
 
 

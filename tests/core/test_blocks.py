@@ -25,6 +25,7 @@ AXES = {
     ),
     "activation": ("relu", "silu"),
     "causal": (False, True),
+    "weight_standardized": (False, True),
     "drop_path": (0.0, 0.2),
     "dropout": (0.0, 0.2),
     "dims": (1, 2),
@@ -69,8 +70,11 @@ def check_reaches_its_stem(spec: rb.BackboneSpec) -> None:
 
 DEEP = rb.BackboneSpec((rb.Stage(16, 54),), stem=rb.Stem(16))
 DEEP_AXES = {
-    axis: CHOICES[axis] for axis in ("skip", "branch_scale", "init", "norm", "order", "activation")
-}
+    axis: AXES[axis]
+    for axis in (
+        "skip", "branch_scale", "init", "norm", "order", "weight_standardized", "activation"
+    )
+} | {"activation": CHOICES["activation"]}  # fmt: skip
 
 
 def deep_specs(branches: list[rb.Branch]) -> list[rb.BackboneSpec]:

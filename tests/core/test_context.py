@@ -32,6 +32,20 @@ VARIANTS = [
     {"branch": rb.Gated(), "norm": "none"},
     {"branch": rb.Inverted(), "order": "none", "downsample": "patch", "stem": rb.Stem(8, 4, 4)},
     {"norm": "group", "norm_groups": 1},
+    {"norm": "group", "weight_standardized": True, "order": "pre"},
+    {"downsample": "blur", "stem": rb.Stem(8, pool=2)},
+    {"shortcut": "average", "stem": rb.Stem(8, pool=2, before=(rb.Layer(4, 5, 2), rb.Layer(6)))},
+    {"stem": rb.Stem(8, 7, 2, activation=False, pool=2, zero_padded=True)},
+    *(
+        {"stages": (rb.Stage(8, 1), rb.Stage(16, 1, 1, 5, 2, 1), rb.Stage(16, 1, 1, 3, 4, 2))}
+        | changes
+        for changes in (
+            {"shortcut": "average"},
+            {"downsample": "blur"},
+            {"downsample": "max"},
+            {"downsample": "patch", "branch": rb.Inverted()},
+        )
+    ),
 ]
 SMALL = rb.BackboneSpec(
     (rb.Stage(8, 1), rb.Stage(16, 2, stride=2, kernel=5), rb.Stage(16, 1, stride=2, dilation=2)),
@@ -116,7 +130,7 @@ lengths_strategy = st.lists(st.integers(1, 40), min_size=1, max_size=4)
 
 @pytest.mark.parametrize("dims", [1, 2])
 @pytest.mark.parametrize(
-    "changes", VARIANTS, ids=lambda c: "-".join(map(str, c.values())) or "base"
+    "changes", VARIANTS, ids=lambda c: "-".join(map(str, c.values()))[:60] or "base"
 )
 def test_batch_is_single(changes: dict, dims: int) -> None:
     torch.manual_seed(0)

@@ -32,6 +32,14 @@ def test_axes_and_stems_survive_json() -> None:
     assert hash(again) == hash(spec)
 
 
+def test_the_layers_of_a_deep_stem_survive_json() -> None:
+    stem = rb.Stem(16, pool=2, before=[rb.Layer(4, (5, 3), (2, 1)), rb.Layer(8)])
+    spec = rb.BackboneSpec((rb.Stage(16, 1),), stem=stem)
+    again = rb.BackboneSpec.from_dict(json.loads(json.dumps(spec.to_dict())))
+    assert again == spec and again.stem.before[0] == rb.Layer(4, (5, 3), (2, 1))
+    assert hash(again) == hash(spec)
+
+
 def test_specs_are_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         rb.SPECS["resnet18"].dims = 1  # type: ignore[misc]
@@ -83,6 +91,32 @@ DICT = rb.SPECS["resnet18"].to_dict()
         (lambda: resolve("resnet18", stages=[{"channels": 8}]), "no sequence of Stage"),
         (lambda: resolve("resnet18", stem=rb.Layer(8)), "is no Stem"),
         (lambda: resolve("resnet18", norm_groups=8), "set norm='group'"),
+        (lambda: rb.Stem(8, before=[8]), "before=[8] is no sequence of Layer"),
+        (lambda: rb.Stem(8, zero_padded=True), "no effect without a pooling"),
+        (
+            lambda: rb.BackboneSpec.from_dict(
+                {**DICT, "stem": {"channels": 8, "before": [{"chanels": 8}]}}
+            ),
+            "Layer has no field 'chanels'; did you mean 'channels'",
+        ),
+        (
+            lambda: resolve("resnet18", stem=rb.Stem(8, before=(rb.Layer(4, 4),))),
+            "even kernel 4",
+        ),
+        (
+            lambda: resolve("resnet18", stages=(rb.Stage(8, 1, dilation=3, first_dilation=2),)),
+            "does not divide its dilation=3",
+        ),
+        (
+            lambda: rb.backbone(
+                "resnet20",
+                norm="group",
+                weight_standardized=True,
+                in_channels=1,
+                stem=rb.Stem(16, 1),
+            ),
+            "leaves 0 of a convolution of one number per output channel",
+        ),
         (lambda: rb.Stage(10**30, 1), "up to 65536"),
         (
             lambda: rb.backbone(rb.BackboneSpec((rb.Stage(65536, 1, kernel=255),))),
@@ -121,6 +155,8 @@ REFUSED = [
     {"skip": "none", "drop_path": 0.1},
     {"init": "zero_last", "branch_scale": "rezero"},
     {"init": "zero_last", "norm": "weight"},
+    {"weight_standardized": True, "norm": "weight"},
+    {"init": "zero_last", "norm": "group", "weight_standardized": True, "order": "pre"},
     {"init": "fixup"},
     {"init": "fixup", "norm": "none", "branch_scale": "skipinit"},
     {"init": "fixup", "norm": "none", "branch": rb.Gated()},
@@ -141,6 +177,7 @@ def test_refusals_are_by_name(why: str, changes: dict) -> None:
         ({"attention": "se"}, "attention='se'"),
         ({"norm": "group"}, "norm='group'"),
         ({"downsample": "max"}, "max pooling"),
+        ({"downsample": "blur"}, "downsample='blur'"),
         ({"shortcut": "average"}, "shortcut='average'"),
     ],
 )
@@ -182,6 +219,9 @@ def mutated(draw: random.Random) -> dict:
     for _ in range(draw.randint(1, 3)):
         places = [values, *values["stages"]] if isinstance(values.get("stages"), list) else [values]
         places += [values[k] for k in ("stem", "branch") if isinstance(values.get(k), dict)]
+        stem = values.get("stem")
+        if isinstance(stem, dict) and isinstance(stem.get("before"), list):
+            places += stem["before"]
         places += values["tail"] if isinstance(values.get("tail"), list) else []
         place = draw.choice([p for p in places if isinstance(p, dict) and p])
         key = draw.choice(list(place))

@@ -6,6 +6,7 @@ import dataclasses
 import pytest
 import torch
 import torchvision
+import transformers
 from torch import nn
 
 import resbackbones as rb
@@ -22,6 +23,28 @@ GCNN14 = (
     + [(850, 850, 4)] * 3
     + [(850, 1024, 4), (1024, 2048, 4)]
 )
+
+
+def preact_bottlenecks(depth: int) -> int:
+    """He et al. 2016: 3 x (depth - 2) / 9 blocks of 1x1, 3x3, 1x1, each with a norm before it; the
+    first of each width projects. 10.2 million at depth 1001, norms left out."""
+    total, width = 3 * 16 * 9, 16
+    for outer in (64, 128, 256):
+        inner = outer // 4
+        for _ in range((depth - 2) // 9):
+            total += width * inner + 9 * inner * inner + inner * outer
+            total += 2 * (width + 2 * inner) + (width * outer if width != outer else 0)
+            width = outer
+    return total + 2 * width + 10 * (width + 1)
+
+
+# Batch norms of a CIFAR net of depth 110: a stem's, and two per block.
+NORMS_110 = 2 * (16 + 36 * (16 + 32 + 64))
+# Norms of a pre-activated ResNet-50: two of the inner width and one of what comes in, per block,
+# and the last; and its convolutions' outputs, of the stem and the projections too.
+WIDTHS = [(64, 256, 3), (256, 512, 4), (512, 1024, 6), (1024, 2048, 3)]
+NORMS_V2 = 2 * (2048 + sum(i + (n - 1) * o + n * o // 2 for i, o, n in WIDTHS))
+OUTPUTS_V2 = 64 + sum(n * o * 3 // 2 + o for _, o, n in WIDTHS)
 # name: (classes of a linear head, or 0; whether it has a bias; trainable parameters)
 COUNTS = {
     "resnet18": (1000, True, 11_689_512),
@@ -29,10 +52,24 @@ COUNTS = {
     "resnet50": (1000, True, 25_557_032),
     "resnet101": (1000, True, 44_549_160),
     "resnet152": (1000, True, 60_192_808),
+    "resnet18d": (1000, True, 11_708_744),
+    "resnet34d": (1000, True, 21_816_904),
+    "resnet50d": (1000, True, 25_576_264),
+    "resnet101d": (1000, True, 44_568_392),
+    "resnet152d": (1000, True, 60_212_040),
     "resnext50_32x4d": (1000, True, 25_028_904),
+    "resnext101_32x8d": (1000, True, 88_791_336),
     "wide_resnet50_2": (1000, True, 68_883_240),
+    "wide_resnet101_2": (1000, True, 126_886_696),
     "resnetv2_50": (1000, True, 25_549_352),
+    "resnetv2_50x1_bit": (1000, True, 25_549_352),
+    "resnetblur50": (1000, True, 25_557_032),
+    # No norms, a bias per convolution and a scalar per block (De & Smith 2020).
+    "skipinit_resnet50": (1000, True, 25_549_352 - NORMS_V2 + OUTPUTS_V2 + 16),
     "seresnet50": (1000, True, 28_088_024),
+    "ecaresnet50d": (1000, True, 25_576_350),
+    "ecaresnet50t": (1000, True, 25_573_814),
+    "ecaresnet101d": (1000, True, 44_568_563),
     # Published with a layer norm of 768 channels before the classifier, which is the head's.
     "convnext_tiny": (1000, True, 28_589_128 - 2 * 768),
     "resnet20": (10, True, 269_722),
@@ -47,6 +84,12 @@ COUNTS = {
     "resnet14_small": (10, True, 2_777_674),
     "resnet18_small": (10, True, 11_173_962),
     "preact_resnet110": (10, True, 1_727_962),
+    "preact_resnet164": (10, True, preact_bottlenecks(164)),
+    "preact_resnet1001": (10, True, preact_bottlenecks(1001)),
+    # Four scalar biases and one scale per block, and two around the stem (Zhang et al. 2019).
+    "fixup_resnet110": (10, True, 1_727_962 - NORMS_110 + 54 * 5 + 2),
+    "rezero_resnet110": (10, True, 1_727_962 + 54),
+    "stochastic_depth_resnet110": (10, True, 1_727_962),
     "quartznet5x5": (29, True, 6_713_181),
     "quartznet10x5": (29, True, 12_818_781),
     "quartznet15x5": (29, True, 18_924_381),
@@ -130,7 +173,7 @@ def test_macs(name: str) -> None:
     assert rb.count_macs(net, image) == MACS[name]
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnext50_32x4d"])
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnext50_32x4d", "resnext101_32x8d"])
 def test_logits_equal_torchvision(name: str) -> None:
     torch.manual_seed(0)
     theirs = getattr(torchvision.models, name)().eval()
@@ -185,32 +228,111 @@ def test_dilated_net_equals_torchvision(stride: int, dilated: list[bool]) -> Non
         assert (ours(image) - theirs(image)).abs().max() == 0.0
 
 
-def test_preactivated_net_equals_timm() -> None:
+# timm's parts of a block in the order ours run: a projection after the branch.
+ORDER = "norm1 conv1 bn1 norm2 conv2 bn2 norm3 conv3 bn3 se downsample".split()
+
+
+def in_our_order(name: str) -> tuple[int, ...]:
+    parts = name.split(".")
+    if parts[0].startswith("layer"):
+        return 1, int(parts[0][5:]), int(parts[1]), ORDER.index(parts[2])
+    if parts[0] == "stages":
+        return 1, int(parts[1]), int(parts[3]), ORDER.index(parts[4])
+    return (0 if parts[0] in ("stem", "conv1", "bn1") else 2,)
+
+
+def randomise(net: nn.Module) -> None:
+    """What a trained net has: no norm or running statistic at its start."""
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(std=0.1)
+            module.running_var.uniform_(0.5, 2)
+        if isinstance(module, nn.BatchNorm2d | nn.GroupNorm):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "bound"),  # beside the largest logit; 0.0 where the very same operations run
+    [
+        ("resnet18d", 0.0),
+        ("resnet50d", 0.0),
+        ("seresnet50", 1e-6),
+        ("ecaresnet50t", 0.0),
+        ("resnetblur50", 1e-6),
+        ("resnetv2_50", 1e-6),
+        ("resnetv2_50x1_bit", 1e-6),
+    ],
+)
+def test_logits_equal_timm(name: str, bound: float) -> None:
     timm = pytest.importorskip("timm")
     torch.manual_seed(0)
-    theirs = timm.create_model("resnetv2_50", num_classes=10).eval()
-    ours = Classifier("resnetv2_50", 10).eval()
+    theirs = timm.create_model(name, num_classes=10).eval()
+    randomise(theirs)
+    for module in theirs.modules():
+        if hasattr(module, "pad_mode"):
+            module.pad_mode = "constant"  # timm blurs past the edges what it mirrors there
+    ours = Classifier(name, 10).eval()
     state = theirs.state_dict()
-    # Ours lists a projection after the branch.
-    order = ["norm1", "conv1", "norm2", "conv2", "norm3", "conv3", "downsample"]
+    pairs = zip(ours.state_dict().items(), sorted(state, key=in_our_order), strict=True)
+    ours.load_state_dict({name: state[t].reshape(tensor.shape) for (name, tensor), t in pairs})
+    for size in ((97, 65), (64, 96)):
+        image = torch.randn(2, 3, *size)
+        with torch.no_grad():
+            expected = theirs(image)
+            assert (ours(image) - expected).abs().max() <= bound * max(1.0, expected.abs().max())
 
-    def position(name: str) -> tuple:
-        if not name.startswith("stages"):
-            return (0 if name.startswith("stem") else 2,)
-        _, stage, _, block, part, *_ = name.split(".")
-        return 1, int(stage), int(block), order.index(part)
 
-    names = sorted(state, key=position)
+def test_bit_equals_transformers() -> None:
+    torch.manual_seed(0)
+    theirs = transformers.BitModel(transformers.BitConfig()).eval()
+    randomise(theirs)
+    ours = rb.backbone("resnetv2_50x1_bit").eval()
+    state = {
+        name.replace("encoder.", "").replace("layers.", "blocks."): tensor
+        for name, tensor in theirs.state_dict().items()
+    }
+    names = sorted(state, key=lambda name: in_our_order(name.replace("embedder", "stem")))
     pairs = zip(ours.state_dict().items(), names, strict=True)
     ours.load_state_dict({name: state[t].reshape(tensor.shape) for (name, tensor), t in pairs})
-    image = torch.randn(2, 3, 96, 64)
+    image = torch.randn(2, 3, 97, 65)
     with torch.no_grad():
-        torch.testing.assert_close(ours(image), theirs(image), rtol=1e-4, atol=1e-5)
+        feature, expected = ours(image)[-1], theirs(image).last_hidden_state
+    torch.testing.assert_close(feature, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["fixup_resnet110", "rezero_resnet110", "skipinit_resnet50"])
+def test_nets_that_start_in_their_own_way_learn(name: str) -> None:
+    torch.manual_seed(0)
+    model = Classifier(name, 2)
+    nn.init.zeros_(model.head.weight)  # as Fixup has it
+    nn.init.zeros_(model.head.bias)
+    labels = torch.arange(16) % 2
+    images = 0.5 * torch.randn(16, 3, 8, 8) + labels[:, None, None, None]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    losses = []
+    for _ in range(10):
+        loss = nn.functional.cross_entropy(model(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[0] == pytest.approx(0.6931, abs=1e-4)
+    assert losses[-1] < 0.8 * losses[0] and losses == sorted(losses, reverse=True)
+
+
+def test_stochastic_depth_rises_to_a_half() -> None:
+    with torch.device("meta"):
+        blocks = [block for _, block in rb.backbone("stochastic_depth_resnet110").blocks]
+    assert len(blocks) == 54 and blocks[0].drop_path is None
+    assert [block.drop_path.probability for block in blocks[1:]] == pytest.approx(
+        [0.5 * index / 53 for index in range(1, 54)]
+    )
 
 
 def test_features_of_the_zoo_are_the_declared_ones() -> None:
     for name, spec in rb.SPECS.items():
-        if name == "resnet1202":
+        if sum(stage.blocks for stage in spec.stages) > 60:
             continue
         with torch.device("meta"):
             net = rb.backbone(name).eval()
