@@ -6,10 +6,11 @@ from typing import Any, Self
 from torch import Tensor
 from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
 
+from resbackbones.classifier import ResidualClassifier, classifier_options
 from resbackbones.core.heads import Head
 from resbackbones.core.spec import BackboneSpec
 from resbackbones.errors import InputError
-from resbackbones.pretrained import ResidualClassifier, ResidualConfig, classifier_options
+from resbackbones.pretrained import ResidualConfig
 from resbackbones.vision.processor import ResidualImageProcessor
 
 
@@ -49,6 +50,7 @@ class ResidualForImageClassification(ResidualClassifier):
         num_labels: int | None = None,
         labels: Sequence[str] | None = None,
         head: Head | Mapping[str, Any] | None = None,
+        problem_type: str | None = None,
         processor: ResidualImageProcessor | None = None,
         **spec_changes: Any,
     ) -> Self:
@@ -58,6 +60,7 @@ class ResidualForImageClassification(ResidualClassifier):
             name_or_spec: a name in `rb.SPECS`, or a spec.
             num_labels, labels: how many classes, or their names.
             head: `Head` or its fields.
+            problem_type: "multi_label_classification" where an item has any number of classes.
             processor: how images become pixels; by default they keep their size and go from
                 0 … 255 to -1 … 1 in as many channels as the spec takes.
             spec_changes: fields of the spec to replace, as `in_channels=1`.
@@ -66,7 +69,9 @@ class ResidualForImageClassification(ResidualClassifier):
             InputError: no or contradicting classes, an unknown name or field, dims other than 2, a
                 processor of another number of channels.
         """
-        options = classifier_options(name_or_spec, num_labels, labels, head, spec_changes)
+        options = classifier_options(
+            name_or_spec, num_labels, labels, head, spec_changes, problem_type
+        )
         model = cls(ResidualVisionConfig(**options))
         channels = model.backbone.spec.in_channels
         model.processor = processor or ResidualImageProcessor(num_channels=channels)
@@ -84,7 +89,7 @@ class ResidualForImageClassification(ResidualClassifier):
 
         Args:
             pixel_values: `(B, C, H, W)`, as the processor makes them.
-            labels: int64 `(B,)`, or shares of the classes, float `(B, K)`.
+            labels: int64 `(B,)`, or shares of the classes, float `(B, K)`; as `loss` takes them.
 
         Returns:
             `.logits` `(B, K)`, and `.loss` when labels are given.
