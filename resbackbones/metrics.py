@@ -4,6 +4,7 @@ Whatever is added up is kept in whole numbers, whose sum does not depend on the 
 the batches over processes gives the same bits.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, Self
 
@@ -16,6 +17,8 @@ UNIT = 2.0**-20  # sums of real numbers count these
 LIMIT = 2.0**62  # of them, in a whole number of 64 bits
 BINS = 15  # of confidence, as Guo et al. 2017 use
 _BINNED = ("in_bin", "correct", "confidence")
+TOP = 5
+LEVELS = 2048  # that logits are counted at, evenly from -16 to 16
 
 
 class Metric(Protocol):
@@ -98,9 +101,9 @@ class Confusion(_Sums):
     """Which classes were taken for which, and how sure the model was of it.
 
     `compute()` gives `accuracy` and `macro_f1` (shares of one; the latter a mean over the classes
-    that occur or were predicted), the expected `calibration_error` (Guo et al. 2017, section 2:
-    the mean gap between confidence and accuracy over 15 bins of confidence, a share of one) and the
-    mean `loss` (nats).
+    that occur or were predicted), of more than five classes the `top_5_accuracy`, the expected
+    `calibration_error` (Guo et al. 2017, section 2: the mean gap between confidence and accuracy
+    over 15 bins of confidence, a share of one) and the mean `loss` (nats).
 
     Args:
         classes: how many.
@@ -117,7 +120,7 @@ class Confusion(_Sums):
     """
 
     def __init__(self, classes: int, names: Sequence[str] | None = None) -> None:
-        super().__init__({"counts": (classes**2,), **dict.fromkeys(_BINNED, (BINS,))})
+        super().__init__({"counts": (classes**2,), "top": (), **dict.fromkeys(_BINNED, (BINS,))})
         self.classes = classes
         self.names = tuple(names) if names is not None else tuple(map(str, range(classes)))
         self.loss = Mean()
@@ -146,6 +149,7 @@ class Confusion(_Sums):
         confidence, predicted = logits.double().softmax(-1).max(-1)
         labels = labels.to(logits.device)
         self._count(labels, predicted)
+        self.sums["top"] += (_ahead(logits, labels) < TOP).sum()
         self.loss.update(output, batch)
         # A confidence that is no number lies in no bin: it counts in the lowest.
         place = (confidence.nan_to_num(0.0) * BINS).long().clamp(max=BINS - 1)
@@ -175,6 +179,8 @@ class Confusion(_Sums):
         }
         in_bin, correct, units = (self.sums[name].cpu() for name in _BINNED)
         if in_bin.any():
+            if self.classes > TOP:
+                figures[f"top_{TOP}_accuracy"] = int(self.sums["top"]) / total
             gaps = (correct.double() - units.double() * UNIT).abs().sum()
             figures["calibration_error"] = float(gaps) / int(in_bin.sum())
             figures |= self.loss.compute()
@@ -183,15 +189,118 @@ class Confusion(_Sums):
     def per_class(self) -> dict[str, dict[str, float]]:
         """Each class's precision, recall and F1 (0 where nothing says otherwise), how many items it
         has (`support`) and how many were taken for it (`predicted`)."""
-        right = self.counts.diagonal().tolist()
-        support, predicted = self.counts.sum(1).tolist(), self.counts.sum(0).tolist()
+        return _scores(self.names, self.counts.diagonal(), self.counts.sum(1), self.counts.sum(0))
+
+
+class MultiLabel(_Sums):
+    """Which of its classes each item was given, where it may have any number of them.
+
+    `compute()` gives shares of one, a class counting as given where its logit is above 0:
+    `mean_average_precision`, over the classes that occur; `macro_f1`, over those that occur or were
+    given; `micro_f1`, of all answers together; and the mean `loss` (nats).
+
+    Average precision (the sum over thresholds of precision times the gain in recall) is that of
+    logits rounded to one of 2,048 levels from -16 to 16, 1/64 apart: what ties there, ties. So
+    memory is 32 KB per class however many items there are.
+
+    Args:
+        classes: how many.
+        names: of the classes; by default their numbers.
+
+    Attributes:
+        counts: int64 `(K, 2, 2048)`, per class how many items without and with it have a logit of
+            each level, low to high.
+
+    >>> from types import SimpleNamespace
+    >>> metric = MultiLabel(2)
+    >>> output = SimpleNamespace(logits=torch.tensor([[3.0, -1], [1, 2]]), loss=torch.tensor(0.5))
+    >>> metric.update(output, {"labels": torch.tensor([[1.0, 0], [0, 1]])})
+    >>> {name: round(value, 3) for name, value in metric.compute().items()}
+    {'mean_average_precision': 1.0, 'macro_f1': 0.833, 'micro_f1': 0.8, 'loss': 0.5}
+    """
+
+    def __init__(self, classes: int, names: Sequence[str] | None = None) -> None:
+        super().__init__({"counts": (classes * 2 * LEVELS,)})
+        self.classes = classes
+        self.names = tuple(names) if names is not None else tuple(map(str, range(classes)))
+        self.loss = Mean()
+
+    def update(self, output: Any, batch: Mapping[str, Any]) -> None:
+        logits = output.logits.detach()
+        labels = batch["labels"].to(logits.device)
+        if labels.shape != logits.shape:
+            raise InputError(
+                f"labels of shape {tuple(labels.shape)} do not say which classes an item has; "
+                f"evaluate on items with 1 or 0 for each class, {tuple(logits.shape)}"
+            )
+        self.to(logits.device)
+        # Level LEVELS / 2 is the lowest above 0. What is no number is no yes.
+        level = (logits.double().nan_to_num(-math.inf) * (LEVELS / 32)).ceil() + (LEVELS // 2 - 1)
+        level = level.clamp(0, LEVELS - 1).long()
+        row = 2 * torch.arange(self.classes, device=logits.device) + (labels > 0.5).long()
+        place = (row * LEVELS + level).flatten()
+        self.sums["counts"].index_add_(0, place, torch.ones_like(place))
+        self.loss.update(output, batch)
+
+    def merge(self, other: Self) -> None:
+        super().merge(other)
+        self.loss.merge(other.loss)
+
+    @property
+    def counts(self) -> Tensor:
+        return self.sums["counts"].view(self.classes, 2, LEVELS).cpu()
+
+    def compute(self) -> dict[str, float]:
+        if not self.sums["counts"].any():
+            return dict.fromkeys(("mean_average_precision", "macro_f1", "micro_f1"), math.nan)
+        scores = list(self.per_class().values())
+        seen = [score["f1"] for score in scores if score["support"] or score["predicted"]]
+        occur = [score["average_precision"] for score in scores if score["support"]]
+        right = int(self.counts[:, 1, LEVELS // 2 :].sum())
+        both = sum(score["support"] + score["predicted"] for score in scores)
         return {
-            name: {
-                "precision": hit / max(1, taken),
-                "recall": hit / max(1, there),
-                "f1": 2 * hit / max(1, there + taken),
-                "support": there,
-                "predicted": taken,
-            }
-            for name, hit, there, taken in zip(self.names, right, support, predicted, strict=True)
+            "mean_average_precision": sum(occur) / len(occur) if occur else math.nan,
+            "macro_f1": sum(seen) / max(1, len(seen)),
+            "micro_f1": 2 * right / max(1, both),
+            **self.loss.compute(),
         }
+
+    def per_class(self) -> dict[str, dict[str, float]]:
+        """As a `Confusion`'s, and each class's `average_precision` (0 where it does not occur)."""
+        counts = self.counts
+        given = counts[:, :, LEVELS // 2 :].sum(-1)
+        found = _scores(self.names, given[:, 1], counts[:, 1].sum(-1), given.sum(1))
+        positive, negative = counts[:, 1].flip(-1).double(), counts[:, 0].flip(-1).double()
+        hits = positive.cumsum(-1)
+        precision = hits / (hits + negative.cumsum(-1)).clamp(min=1)
+        average = (precision * positive).sum(-1) / hits[:, -1].clamp(min=1)
+        for name, value in zip(self.names, average.tolist(), strict=True):
+            found[name]["average_precision"] = value
+        return found
+
+
+def _scores(
+    names: Sequence[str], right: Tensor, support: Tensor, predicted: Tensor
+) -> dict[str, dict[str, float]]:
+    """Of each class, from how many items have it and are taken for it, have it, are taken for it:
+    `(K,)` each."""
+    counts = zip(names, right.tolist(), support.tolist(), predicted.tolist(), strict=True)
+    return {
+        name: {
+            "precision": hit / max(1, taken),
+            "recall": hit / max(1, there),
+            "f1": 2 * hit / max(1, there + taken),
+            "support": there,
+            "predicted": taken,
+        }
+        for name, hit, there, taken in counts
+    }
+
+
+def _ahead(logits: Tensor, labels: Tensor) -> Tensor:
+    """How many classes come before the expected one, `(B,)`: those of a higher logit, of the same
+    one and a lower number, and of none."""
+    number = torch.arange(logits.shape[1], device=logits.device)
+    own, expected = logits.gather(1, labels.unsqueeze(1)), labels.unsqueeze(1)
+    before = (logits > own) | ((logits == own) & (number < expected)) | logits.isnan()
+    return before.sum(1)

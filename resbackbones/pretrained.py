@@ -1,30 +1,26 @@
-"""Configuration, saving, loading and the loss, shared by every model of the house.
+"""Configuration, saving and loading, shared by every model of the house.
 
 The models are transformers models: `from_pretrained`, `save_pretrained`, pipelines and the Trainer
 work on them. What transformers would quietly do to a residual net is met here, once: redraw its
-initial weights, leave what a checkpoint lacks uninitialised, choose the loss by the class's name,
-read soft labels as many yes/no questions.
+initial weights, leave what a checkpoint lacks uninitialised.
 """
 
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError, RemoteEntryNotFoundError
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import cached_file
 
-from resbackbones.core.backbone import Backbone
-from resbackbones.core.heads import Classifier, Head
+from resbackbones.core.backbone import Backbone, rest_frozen
+from resbackbones.core.heads import Head
 from resbackbones.core.spec import BackboneSpec
-from resbackbones.core.zoo import resolve
 from resbackbones.errors import InputError
-from resbackbones.metrics import Confusion, items
 
 # Options that say which files to load, and how and where to upload them.
 LOADING = "revision token cache_dir subfolder local_files_only force_download proxies".split()
@@ -109,6 +105,24 @@ class ResidualPreTrainedModel(PreTrainedModel):
     def __init__(self, config: ResidualConfig) -> None:
         super().__init__(config)
         self.processor: Any = None
+
+    def freeze_backbone(self) -> None:
+        """Freeze all but the head, running statistics and dropout included, in whatever loop the
+        model is trained."""
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(name.startswith("head."))
+        rest_frozen(self)
+
+    def unfreeze(self) -> None:
+        """Have everything trained again."""
+        self.requires_grad_(True)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """Into training mode, but for what is frozen, or into evaluation mode."""
+        super().train(mode)
+        rest_frozen(self)
+        return self
 
     def _init_weights(self, module: nn.Module) -> None:
         """Nothing: constructors draw the weights, as the spec's `init` says. transformers would put
@@ -285,94 +299,6 @@ class ResidualPreTrainedModel(PreTrainedModel):
             ) from error
 
 
-class ResidualClassifier(ResidualPreTrainedModel):
-    """What the three classifiers share: the head, the loss and the metrics.
-
-    Attributes:
-        label_smoothing: share of every label spread over all classes in training (Szegedy 2016,
-            section 7). Part of the training, not of the model: not saved.
-    """
-
-    head: Classifier
-    label_smoothing = 0.0
-
-    def __init__(self, config: ResidualConfig) -> None:
-        super().__init__(config)
-        self.backbone = Backbone(config.backbone_spec)
-        self.head = Classifier(
-            self.backbone.channels[-1], len(config.id2label or {}), config.head_options
-        )
-
-    def classify(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Logits `(B, K)` of the backbone's input `(B, C, *space)`."""
-        feature = self.backbone(x, lengths)[-1]
-        if lengths is not None:
-            lengths = self.backbone.output_lengths(lengths)[-1]
-        return self.head(feature, lengths)
-
-    def loss(self, logits: Tensor, labels: Tensor | None) -> Tensor | None:
-        """Mean cross-entropy; None without labels.
-
-        Args:
-            logits: `(B, K)`.
-            labels: int64 `(B,)`, or a share of each class, float `(B, K)` (as mixup makes).
-        """
-        if labels is None:
-            return None
-        smoothing = self.label_smoothing if self.training else 0.0
-        return functional.cross_entropy(logits, labels, label_smoothing=smoothing)
-
-    def metric(self) -> Confusion:
-        """What this model is evaluated by: accuracy, macro F1, calibration, loss."""
-        names = list((self.config.id2label or {}).values())
-        return Confusion(len(names), names)
-
-    def weight(self, batch: Mapping[str, Any]) -> int:
-        """What the loss is a mean over: the batch's items."""
-        return items(batch)
-
-
-def classifier_options(
-    name_or_spec: str | BackboneSpec,
-    num_labels: int | None,
-    labels: Sequence[str] | None,
-    head: Head | Mapping[str, Any] | None,
-    spec_changes: Mapping[str, Any],
-) -> dict[str, Any]:
-    """The fields of a classifier's configuration, from what `build` is given.
-
-    Raises:
-        InputError: no or contradicting classes, an unknown spec, field or head option.
-    """
-    spec = resolve(name_or_spec, **spec_changes)
-    if num_labels is not None and (not isinstance(num_labels, int) or isinstance(num_labels, bool)):
-        raise InputError(f"num_labels={num_labels!r} is no count; give a whole number, as 10")
-    if labels is None:
-        if num_labels is None:
-            raise InputError("a classifier needs its classes; give num_labels=, or labels= by name")
-        labels = [f"LABEL_{number}" for number in range(num_labels)]
-    elif isinstance(labels, str) or not isinstance(labels, Sequence):
-        raise InputError(f"labels={labels!r} are no names; list them, or give num_labels= a number")
-    for label in labels:
-        if not isinstance(label, str):
-            raise InputError(f"the label {label!r} is no name; give each class a string")
-    if num_labels is not None and num_labels != len(labels):
-        raise InputError(
-            f"num_labels={num_labels} contradicts labels, which are {len(labels)}; give one of them"
-        )
-    if len(labels) < 2:
-        raise InputError(f"{len(labels)} class cannot be told apart; give two or more")
-    if len(set(labels)) < len(labels):
-        twice = next(label for label in labels if list(labels).count(label) > 1)
-        raise InputError(f"the label {twice!r} occurs twice; give each class a name of its own")
-    return {
-        "spec": spec.to_dict(),
-        "head": Head.of(head).to_dict(),
-        "id2label": dict(enumerate(labels)),
-        "label2id": {label: number for number, label in enumerate(labels)},
-    }
-
-
 def _is_finite(value: Tensor) -> bool:
     return not value.is_floating_point() or bool(value.isfinite().all())
 
@@ -429,9 +355,4 @@ def _mismatch(where: object, info: Mapping[str, Any], refused: Sequence[str]) ->
     return f"the checkpoint {where} is of another shape: {what}{more}; {do}"
 
 
-__all__: Sequence[str] = (
-    "ResidualClassifier",
-    "ResidualConfig",
-    "ResidualPreTrainedModel",
-    "classifier_options",
-)
+__all__: Sequence[str] = ("ResidualConfig", "ResidualPreTrainedModel")

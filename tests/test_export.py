@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.export import Dim
 
+import resbackbones as rb
 from resbackbones.speech import ResidualForAudioClassification
 from resbackbones.text import ResidualForSequenceClassification, train_tokenizer
 from resbackbones.vision import ResidualForImageClassification
@@ -23,8 +24,11 @@ def mask(batch: int, size: int) -> Tensor:
     return (torch.arange(size) < lengths[:, None]).long()
 
 
-def vision() -> tuple[Any, Any, Any]:
-    model = ResidualForImageClassification.build("resnet18", num_labels=3)
+SMALL = rb.BackboneSpec((rb.Stage(8, 1), rb.Stage(16, 1, 2)))
+
+
+def vision(spec: str | rb.BackboneSpec = "resnet18", **head: Any) -> tuple[Any, Any, Any]:
+    model = ResidualForImageClassification.build(spec, num_labels=3, head=head)
     sizes = {"pixel_values": {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}}
     return model, lambda batch, size: {"pixel_values": torch.randn(batch, 3, size, size + 5)}, sizes
 
@@ -54,6 +58,7 @@ def text() -> tuple[Any, Any, Any]:
 
 CASES = {
     "resnet18": vision,
+    "cosine": lambda: vision(SMALL, kind="cosine", pooling="mean_max"),
     "matchboxnet_3x1": speech,
     "dpcnn": text,
 }

@@ -21,9 +21,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "core": {"errors"},
     "metrics": CORE,
     "report": CORE,
-    "pretrained": CORE | {"metrics"},
+    "pretrained": CORE,
+    "classifier": CORE | {"metrics", "pretrained"},
     "data": CORE,
-    **dict.fromkeys(WINGS, CORE | {"pretrained", "data", "metrics"}),
+    **dict.fromkeys(WINGS, CORE | {"classifier", "pretrained", "data", "metrics"}),
     "train": CORE | WINGS | {"pretrained", "data", "metrics", "report"},
     "weights": CORE | {"pretrained"},
 }

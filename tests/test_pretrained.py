@@ -16,7 +16,6 @@ import safetensors
 import torch
 import transformers
 from huggingface_hub.errors import HfHubHTTPError, RemoteEntryNotFoundError
-from torch.nn import functional
 
 import resbackbones as rb
 from resbackbones import pretrained
@@ -132,52 +131,6 @@ def test_t6_no_front_end_inside_the_model(spec: str, changes: dict, tmp_path: Pa
     assert torch.equal(batch["input_features"], again["input_features"])
     assert torch.equal(batch["attention_mask"], again["attention_mask"])
     assert torch.equal(model(**batch).logits, loaded(**again).logits)
-
-
-def test_t8_soft_labels_are_shares_of_classes() -> None:
-    model = small().eval()
-    x = torch.randn(4, 3, 8, 8)
-    hard = torch.tensor([0, 1, 2, 1])
-    soft = functional.one_hot(hard, 3).float()
-    expected = functional.cross_entropy(model(x).logits, hard)
-    torch.testing.assert_close(model(x, hard).loss, expected)
-    torch.testing.assert_close(model(x, soft).loss, expected)
-    mixed = model(x, (soft + soft.flip(0)) / 2).loss
-    parts = [functional.cross_entropy(model(x).logits, t) for t in (hard, hard.flip(0))]
-    torch.testing.assert_close(mixed, sum(parts) / 2)
-
-
-def test_label_smoothing_is_for_training_alone() -> None:
-    model = small()
-    model.label_smoothing = 0.3
-    logits, labels = torch.randn(4, 3), torch.tensor([0, 1, 2, 1])
-    smooth = functional.cross_entropy(logits, labels, label_smoothing=0.3)
-    assert torch.equal(model.train().loss(logits, labels), smooth)
-    assert torch.equal(model.eval().loss(logits, labels), functional.cross_entropy(logits, labels))
-    assert model.loss(logits, None) is None
-
-
-def test_a_classifier_is_evaluated_by_its_confusion() -> None:
-    model, labels = small(), torch.tensor([0, 1, 2, 1])
-    metric = model.metric()
-    output = model(torch.randn(4, 3, 8, 8), labels)
-    metric.update(output, {"labels": labels})
-    accuracy = (output.logits.argmax(1) == labels).float().mean().item()
-    assert metric.compute()["accuracy"] == pytest.approx(accuracy)
-    assert metric.compute()["loss"] == pytest.approx(output.loss.item(), abs=1e-5)
-    assert list(metric.per_class()) == list(model.config.id2label.values())
-    assert model.weight({"pixel_values": torch.zeros(4, 3, 8, 8)}) == 4
-
-
-@pytest.mark.parametrize("pooling", ["mean", "max", "mean_max"])
-def test_heads(pooling: str) -> None:
-    model = small(head={"pooling": pooling, "bias": False}).eval()
-    width = 128 if pooling == "mean_max" else 64
-    assert model.head.linear.weight.shape == (3, width) and model.head.linear.bias is None
-    feature = model.backbone(torch.zeros(2, 3, 16, 16) + torch.randn(2, 3, 1, 1))[-1]
-    parts = {"mean": feature.mean((2, 3)), "max": feature.amax((2, 3))}
-    pooled = torch.cat([parts[name] for name in pooling.split("_")], 1)
-    torch.testing.assert_close(model.head(feature), pooled @ model.head.linear.weight.T)
 
 
 def test_a_configuration_is_plain_json(saved: Path) -> None:

@@ -1,7 +1,8 @@
 """`Backbone`: a spec made into a net that returns one feature per stage."""
 
+import contextlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, cast
@@ -289,18 +290,33 @@ def count_macs(module: nn.Module, *example: Any) -> int:
     >>> count_macs(nn.Linear(3, 2), torch.zeros(1, 3))
     6
     """
-    was_training = {m: m.training for m in module.modules()}
-    module.eval()
-    try:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            if len(example) == 1 and isinstance(example[0], Mapping):
-                module(**example[0])
-            else:
-                module(*example)
-    finally:
-        for part, training in was_training.items():
-            part.training = training
+    with modes_kept(module), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        module.eval()
+        if len(example) == 1 and isinstance(example[0], Mapping):
+            module(**example[0])
+        else:
+            module(*example)
     return counter.get_total_flops() // 2
+
+
+@contextlib.contextmanager
+def modes_kept(module: nn.Module) -> Iterator[None]:
+    """Every part of a module is in training or in evaluation mode again afterwards, as it was."""
+    modes = {part: part.training for part in module.modules()}
+    try:
+        yield
+    finally:
+        for part, training in modes.items():
+            part.training = training
+
+
+def rest_frozen(module: nn.Module) -> None:
+    """Put parts whose parameters are all frozen into evaluation mode: their dropout and their
+    running statistics rest too."""
+    for part in module.modules():
+        parameters = list(part.parameters())
+        if parameters and not any(parameter.requires_grad for parameter in parameters):
+            part.eval()
 
 
 def _draw(conv: nn.Conv2d) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from resbackbones.core.backbone import modes_kept
 from resbackbones.core.blocks import Residual
 from resbackbones.core.ops import masked_mean
 from resbackbones.errors import InputError
@@ -161,9 +162,8 @@ def _as_found(net: nn.Module, seed: int) -> Iterator[None]:
     """Draw from `seed` inside; give back buffers, gradients, modes and the random state after."""
     buffers = {name: copy.deepcopy(buffer) for name, buffer in net.named_buffers()}
     gradients = {name: p.grad for name, p in net.named_parameters()}
-    modes = {module: module.training for module in net.modules()}
     try:
-        with torch.random.fork_rng(), torch.enable_grad():
+        with modes_kept(net), torch.random.fork_rng(), torch.enable_grad():
             torch.manual_seed(seed)
             yield
     finally:
@@ -172,5 +172,3 @@ def _as_found(net: nn.Module, seed: int) -> Iterator[None]:
                 buffer.copy_(buffers[name])
         for name, parameter in net.named_parameters():
             parameter.grad = gradients[name]
-        for module, training in modes.items():
-            module.training = training

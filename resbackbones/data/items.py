@@ -99,14 +99,17 @@ def mixed_labels(labels: Tensor, others: Tensor, share: Tensor, classes: int) ->
     `(B, classes)`.
 
     Args:
-        labels, others: int64 `(B,)`.
+        labels, others: int64 `(B,)`, or already one number per class, `(B, classes)`.
         share: the others', `(B,)`.
 
     >>> mixed_labels(torch.tensor([0, 1]), torch.tensor([2, 1]), torch.tensor([0.25, 0.5]), 3)
     tensor([[0.7500, 0.0000, 0.2500],
             [0.0000, 1.0000, 0.0000]])
     """
-    own, other = (functional.one_hot(each, classes).float() for each in (labels, others))
+    own, other = (
+        each.float() if each.ndim > 1 else functional.one_hot(each, classes).float()
+        for each in (labels, others)
+    )
     return torch.lerp(own, other, share.unsqueeze(1))
 
 

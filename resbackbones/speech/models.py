@@ -11,10 +11,11 @@ from typing import Any, Self
 from torch import Tensor
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from resbackbones.classifier import ResidualClassifier, classifier_options
 from resbackbones.core.heads import Head
 from resbackbones.core.spec import BackboneSpec
 from resbackbones.errors import InputError
-from resbackbones.pretrained import ResidualClassifier, ResidualConfig, classifier_options
+from resbackbones.pretrained import ResidualConfig
 from resbackbones.speech.frontend import ResidualFeatureExtractor
 
 
@@ -57,6 +58,7 @@ class ResidualForAudioClassification(ResidualClassifier):
         num_labels: int | None = None,
         labels: Sequence[str] | None = None,
         head: Head | Mapping[str, Any] | None = None,
+        problem_type: str | None = None,
         processor: ResidualFeatureExtractor | None = None,
         **spec_changes: Any,
     ) -> Self:
@@ -66,6 +68,7 @@ class ResidualForAudioClassification(ResidualClassifier):
             name_or_spec: a name in `rb.SPECS`, or a spec.
             num_labels, labels: how many classes, or their names.
             head: `Head` or its fields.
+            problem_type: "multi_label_classification" where an item has any number of classes.
             processor: how waveforms become features; by default log-mel energies at 16 kHz, as
                 many bands as a 1-D backbone has input channels, 40 for a 2-D one.
             spec_changes: fields of the spec to replace, as `in_channels=64`.
@@ -74,7 +77,9 @@ class ResidualForAudioClassification(ResidualClassifier):
             InputError: no or contradicting classes, an unknown name or field, a 2-D spec of more
                 than one channel, or a processor of another number of features.
         """
-        options = classifier_options(name_or_spec, num_labels, labels, head, spec_changes)
+        options = classifier_options(
+            name_or_spec, num_labels, labels, head, spec_changes, problem_type
+        )
         model = cls(ResidualSpeechConfig(**options))
         spec = model.backbone.spec
         if processor is None:
@@ -105,7 +110,7 @@ class ResidualForAudioClassification(ResidualClassifier):
         Args:
             input_features: `(B, F, T)`, as the processor makes them.
             attention_mask: `(B, T)`, 1 where a frame is real; None means everywhere.
-            labels: int64 `(B,)`, or shares of the classes, float `(B, K)`.
+            labels: int64 `(B,)`, or shares of the classes, float `(B, K)`; as `loss` takes them.
 
         Returns:
             `.logits` `(B, K)`, and `.loss` when labels are given.

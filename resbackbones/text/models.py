@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from resbackbones.classifier import ResidualClassifier, classifier_options
 from resbackbones.core.heads import Head
 from resbackbones.core.spec import BackboneSpec
 from resbackbones.errors import InputError
-from resbackbones.pretrained import ResidualClassifier, ResidualConfig, classifier_options
+from resbackbones.pretrained import ResidualConfig
 from resbackbones.text.tokenizer import NgramTokenizer
 
 
@@ -144,6 +145,7 @@ class ResidualForSequenceClassification(ResidualClassifier):
         num_labels: int | None = None,
         labels: Sequence[str] | None = None,
         head: Head | Mapping[str, Any] | None = None,
+        problem_type: str | None = None,
         embedding: Embedding | None = None,
         **spec_changes: Any,
     ) -> Self:
@@ -156,6 +158,7 @@ class ResidualForSequenceClassification(ResidualClassifier):
                 transformers that pads on the right.
             num_labels, labels: how many classes, or their names.
             head: `Head` or its fields.
+            problem_type: "multi_label_classification" where an item has any number of classes.
             embedding: dropout of the embedding; none by default.
             spec_changes: fields of the spec to replace, as `in_channels=128`.
 
@@ -164,7 +167,9 @@ class ResidualForSequenceClassification(ResidualClassifier):
                 tokenizer without a padding token, one that pads on the left, or one that gives
                 what this model does not read.
         """
-        options = classifier_options(name_or_spec, num_labels, labels, head, spec_changes)
+        options = classifier_options(
+            name_or_spec, num_labels, labels, head, spec_changes, problem_type
+        )
         config = ResidualTextConfig(
             **options,
             **_sizes(processor),
@@ -197,7 +202,7 @@ class ResidualForSequenceClassification(ResidualClassifier):
             attention_mask: `(B, T)`, 1 where a token is real, 0 in the padding behind; None means
                 that all are real.
             ngram_ids: `(B, T, N)`, where the tokenizer gives them.
-            labels: int64 `(B,)`, or shares of the classes, float `(B, K)`.
+            labels: int64 `(B,)`, or shares of the classes, float `(B, K)`; as `loss` takes them.
 
         Returns:
             `.logits` `(B, K)`, and `.loss` when labels are given.

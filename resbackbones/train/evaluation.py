@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.utils.data import Subset
 
+from resbackbones.core.backbone import modes_kept
 from resbackbones.data.batches import InOrder
 from resbackbones.errors import InputError, nearest
 from resbackbones.metrics import Metric
@@ -13,7 +14,6 @@ from resbackbones.train import feed
 from resbackbones.train.distributed import World
 from resbackbones.train.options import Options, Precision, check_known
 from resbackbones.train.precision import autocast, without_tf32
-from resbackbones.train.preparation import modes_kept
 
 FEW = 8  # items that show whether a model can be evaluated at all
 

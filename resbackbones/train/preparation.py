@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from resbackbones.core.backbone import modes_kept, rest_frozen
 from resbackbones.data.batches import Batches
 from resbackbones.errors import InputError
 from resbackbones.train import checkpoint, feed
@@ -87,25 +88,11 @@ def borrowed(model: Any, options: Options) -> Iterator[None]:
             model.to(memory_format=torch.contiguous_format)
 
 
-@contextlib.contextmanager
-def modes_kept(model: nn.Module) -> Iterator[None]:
-    """Every module is in training or in evaluation mode again afterwards, as it was."""
-    modes = {module: module.training for module in model.modules()}
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
 def train_mode(model: nn.Module) -> None:
     """Have a model train, but for modules whose parameters are all frozen: their dropout and their
     running statistics rest too."""
     model.train()
-    for module in model.modules():
-        parameters = list(module.parameters())
-        if parameters and not any(parameter.requires_grad for parameter in parameters):
-            module.eval()
+    rest_frozen(model)
 
 
 def seed_of(*place: int) -> int:

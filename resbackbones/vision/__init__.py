@@ -2,7 +2,10 @@
 
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 
-from resbackbones.vision.data import Augment, ImageItems, choose_size, open_image
+from resbackbones.vision.augment import Augment
+from resbackbones.vision.data import ImageItems
+from resbackbones.vision.explain import grad_cam, overlay
+from resbackbones.vision.images import choose_size, open_image
 from resbackbones.vision.models import ResidualForImageClassification, ResidualVisionConfig
 from resbackbones.vision.processor import ResidualImageProcessor
 
@@ -19,5 +22,7 @@ __all__ = [
     "ResidualImageProcessor",
     "ResidualVisionConfig",
     "choose_size",
+    "grad_cam",
     "open_image",
+    "overlay",
 ]

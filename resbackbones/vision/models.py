@@ -1,15 +1,23 @@
 """Image models: a 2-D backbone and what makes an answer of its features."""
 
-from collections.abc import Mapping, Sequence
+import itertools
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
+import PIL.Image
+import torch
 from torch import Tensor
 from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
 
+from resbackbones.classifier import ResidualClassifier, classifier_options
+from resbackbones.core.backbone import modes_kept
 from resbackbones.core.heads import Head
 from resbackbones.core.spec import BackboneSpec
+from resbackbones.data.files import reason
 from resbackbones.errors import InputError
-from resbackbones.pretrained import ResidualClassifier, ResidualConfig, classifier_options
+from resbackbones.pretrained import ResidualConfig
+from resbackbones.vision.images import open_image
 from resbackbones.vision.processor import ResidualImageProcessor
 
 
@@ -49,6 +57,7 @@ class ResidualForImageClassification(ResidualClassifier):
         num_labels: int | None = None,
         labels: Sequence[str] | None = None,
         head: Head | Mapping[str, Any] | None = None,
+        problem_type: str | None = None,
         processor: ResidualImageProcessor | None = None,
         **spec_changes: Any,
     ) -> Self:
@@ -58,6 +67,7 @@ class ResidualForImageClassification(ResidualClassifier):
             name_or_spec: a name in `rb.SPECS`, or a spec.
             num_labels, labels: how many classes, or their names.
             head: `Head` or its fields.
+            problem_type: "multi_label_classification" where an item has any number of classes.
             processor: how images become pixels; by default they keep their size and go from
                 0 … 255 to -1 … 1 in as many channels as the spec takes.
             spec_changes: fields of the spec to replace, as `in_channels=1`.
@@ -66,7 +76,9 @@ class ResidualForImageClassification(ResidualClassifier):
             InputError: no or contradicting classes, an unknown name or field, dims other than 2, a
                 processor of another number of channels.
         """
-        options = classifier_options(name_or_spec, num_labels, labels, head, spec_changes)
+        options = classifier_options(
+            name_or_spec, num_labels, labels, head, spec_changes, problem_type
+        )
         model = cls(ResidualVisionConfig(**options))
         channels = model.backbone.spec.in_channels
         model.processor = processor or ResidualImageProcessor(num_channels=channels)
@@ -84,7 +96,7 @@ class ResidualForImageClassification(ResidualClassifier):
 
         Args:
             pixel_values: `(B, C, H, W)`, as the processor makes them.
-            labels: int64 `(B,)`, or shares of the classes, float `(B, K)`.
+            labels: int64 `(B,)`, or shares of the classes, float `(B, K)`; as `loss` takes them.
 
         Returns:
             `.logits` `(B, K)`, and `.loss` when labels are given.
@@ -94,3 +106,106 @@ class ResidualForImageClassification(ResidualClassifier):
             loss=self.loss(logits, labels),
             logits=logits,
         )
+
+    def predict(
+        self, images: Any, *, top_k: int | None = 5, batch_size: int = 32
+    ) -> list[dict[str, Any]] | list[list[dict[str, Any]]]:
+        """The likeliest classes of images, in evaluation mode, on the model's device.
+
+        Args:
+            images: one, or a list of them: a PIL image, an array or tensor of pixels as the
+                processor takes them, `(H, W)` to `(C, H, W)`, or a path. Without a size in the
+                processor each keeps its own.
+            top_k: how many classes; None for all.
+            batch_size: images per step, at most.
+
+        Returns:
+            For each image `[{"label", "score"}, …]`, the highest score first, as a transformers
+            pipeline gives it; of one image that list alone. Scores are probabilities, which sum to
+            1 over all classes unless an image may have any number of them.
+
+        Raises:
+            InputError: what is no image, or cannot be read, named where it is a file.
+
+        >>> model = ResidualForImageClassification.build("resnet20", labels=["cat", "dog"])
+        >>> answers = model.predict(PIL.Image.new("RGB", (32, 32)))
+        >>> sorted(answer["label"] for answer in answers)
+        ['cat', 'dog']
+        """
+        if top_k is not None and (not isinstance(top_k, int) or top_k < 1):
+            raise InputError(f"top_k={top_k!r} is no count of classes; give 1 or more, or None")
+        features = self.features(images, batch_size=batch_size)
+        with modes_kept(self), torch.no_grad():
+            self.eval()
+            scores = self.scores(self.head.logits(features.to(self.dtype)))
+        scores, classes = scores.cpu().sort(descending=True, stable=True)
+        names = self.config.id2label or {}
+        answers = [
+            [
+                {"label": names[number], "score": score}
+                for number, score in zip(row.tolist()[:top_k], each.tolist()[:top_k], strict=True)
+            ]
+            for row, each in zip(classes, scores, strict=True)
+        ]
+        return answers[0] if _is_one(images) else answers
+
+    @torch.no_grad()
+    def features(self, images: Any, *, batch_size: int = 32) -> Tensor:
+        """What the classes are told by: the pooled feature of each image, float32 `(B, D)`, on the
+        model's device, in evaluation mode; arguments and errors as of `predict`.
+
+        >>> model = ResidualForImageClassification.build("resnet20", num_labels=10)
+        >>> tuple(model.features([PIL.Image.new("RGB", (32, 32))] * 2).shape)
+        (2, 64)
+        """
+        if batch_size < 1:
+            raise InputError(f"batch_size={batch_size} holds no image; give 1 or more")
+        given: Sequence[Any] = [images] if _is_one(images) else images
+        if not len(given):
+            raise InputError("there are no images in the list; give one or more")
+        result: dict[int, Tensor] = {}
+        with modes_kept(self):
+            self.eval()
+            for start in range(0, len(given), batch_size):
+                some = [self.pixel_values(image) for image in given[start : start + batch_size]]
+                for rows in _by_shape(some):
+                    batch = torch.cat([some[row] for row in rows])
+                    pooled = self.pooled(batch.to(self.device, self.dtype)).float()
+                    result |= {start + row: each for row, each in zip(rows, pooled, strict=True)}
+        return torch.stack([result[row] for row in range(len(given))])
+
+    def pixel_values(self, image: Any) -> Tensor:
+        """What the model takes of one image, `(1, C, H, W)`, as `predict` makes it.
+
+        Raises:
+            InputError: the model has no processor, or this is no image or cannot be read.
+        """
+        if self.processor is None:
+            raise InputError(
+                "this model has no processor to make pixel_values of an image; set model.processor"
+            )
+        name = image if isinstance(image, str | os.PathLike) else "the image"
+        try:
+            image = open_image(image)
+            if isinstance(image, PIL.Image.Image):
+                image.load()
+        except (InputError, MemoryError):
+            raise
+        except Exception as error:  # whatever PIL makes of a broken file
+            raise InputError(f"{name} cannot be read ({reason(error)}); check the file") from error
+        return self.processor(image, return_tensors="pt").pixel_values
+
+
+def _is_one(images: Any) -> bool:
+    """Whether this is one image, not a list or an array of several."""
+    return not isinstance(images, list | tuple) and getattr(images, "ndim", 3) < 4
+
+
+def _by_shape(images: Sequence[Tensor]) -> Iterator[list[int]]:
+    """The numbers of the images of each shape."""
+
+    def shape(number: int) -> tuple[int, ...]:
+        return tuple(images[number].shape)
+
+    for _, rows in itertools.groupby(sorted(range(len(images)), key=shape), key=shape):
+        yield list(rows)

@@ -8,6 +8,7 @@ import PIL.Image
 import PIL.ImageOps
 import torch
 from torch import Tensor
+from torch.nn import functional
 from transformers import BatchFeature
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_utils import PILImageResampling, SizeDict
@@ -125,14 +126,16 @@ class ResidualImageProcessor(TorchvisionBackend):
             image = as_viewed(image)
             if channels in MODES:
                 image = image.convert(MODES[channels])
-            image = np.array(image)
+            image = np.atleast_3d(np.array(image)).transpose(2, 0, 1)
         pixels = torch.as_tensor(image)
         if pixels.dtype == torch.uint16:
             pixels = _eight_bits(pixels)
         if pixels.ndim == 2:
             pixels = pixels.unsqueeze(0)
-        elif pixels.shape[0] not in (channels, 1, 3) and pixels.shape[-1] in (channels, 1, 3):
-            pixels = pixels.movedim(-1, 0)
+        elif pixels.shape[0] != channels and pixels.shape[-1] in (channels, 1, 3):
+            # One row of pixels in colour is (1, W, 3); what could be both ways is channels first.
+            if pixels.shape[-1] == channels or pixels.shape[0] not in (1, 3):
+                pixels = pixels.movedim(-1, 0)
         if channels == 1 and pixels.shape[0] == 3:
             # ITU-R BT.601, as PIL converts
             weights = torch.tensor([0.299, 0.587, 0.114], device=pixels.device).view(3, 1, 1)
@@ -149,11 +152,26 @@ class ResidualImageProcessor(TorchvisionBackend):
 
     def fit(self, pixels: Tensor) -> Tensor:
         """Bring `(C, H, W)` to the processor's size: resize, then crop, where it does."""
-        if self.do_resize:
-            pixels = self.resize(pixels, SizeDict(**dict(self.size)), resample=self.resample)
+        pixels = self.resized(pixels)
         if self.do_center_crop:
             pixels = self.center_crop(pixels, SizeDict(**dict(self.crop_size)))
         return pixels
+
+    def unfit(self, maps: Tensor, height: int, width: int) -> Tensor:
+        """Bring float maps `(B, C, h, w)` over what a model saw back over the image of this height
+        and width that it saw, `(B, C, height, width)`, bilinearly; 0 where `fit` cut it off."""
+        sized = self.resized(torch.empty(1, height, width, dtype=torch.uint8)).shape[-2:]
+        cut = self.crop_size if self.do_center_crop else {"height": sized[0], "width": sized[1]}
+        maps = functional.interpolate(maps, (cut["height"], cut["width"]), mode="bilinear")
+        # Cutting the centre out and padding around it undo each other.
+        maps = self.center_crop(maps, SizeDict(height=sized[0], width=sized[1]))
+        return functional.interpolate(maps, (height, width), mode="bilinear")
+
+    def resized(self, pixels: Tensor) -> Tensor:
+        """`(C, H, W)` resized, where the processor does so."""
+        if not self.do_resize:
+            return pixels
+        return self.resize(pixels, SizeDict(**dict(self.size)), resample=self.resample)
 
     def scale(self, pixels: Tensor) -> Tensor:
         """uint8 `(B, C, H, W)` to normalised float32."""
@@ -215,9 +233,16 @@ def as_viewed(image: PIL.Image.Image) -> PIL.Image.Image:
     """An image as a viewer shows it: turned as its EXIF orientation says, 16-bit grey as 8-bit.
 
     Raises:
-        InputError: grey of more than 16 bits.
+        InputError: grey of more than 16 bits, or of numbers that are not whole.
     """
     image = PIL.ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        raise InputError(
+            "a grey image has pixels that are floating-point numbers, of which nothing says what "
+            "is white; save it with 8 or 16 bits"
+        )
+    if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
+        return image.convert("RGBA")  # of the same colours; PIL would warn of any other way
     if not image.mode.startswith("I"):
         return image
     pixels = np.array(image).astype(np.int32)  # in this machine's byte order

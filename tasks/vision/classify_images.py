@@ -27,7 +27,7 @@ from resbackbones.vision import (
     choose_size,
 )
 from resbackbones.vision import ResidualForImageClassification as Model
-from resbackbones.vision.data import choose_channels, open_image
+from resbackbones.vision.images import choose_channels, open_image
 from tasks._recipe import Experiment, Recipe, Spec, Task, each
 from tasks._using import run
 from tasks.vision._baseline import baseline

@@ -1,57 +1,23 @@
-"""From files to batches: the same pixels as at inference, augmentation that can be drawn again."""
+"""From files to batches: the same pixels as at inference, bad images named."""
 
-import io
+import multiprocessing
+import pickle
 import re
 from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
 import PIL.Image
 import pytest
 import torch
-from transformers.image_utils import load_image
+from torch.utils.data import DataLoader
 
 import resbackbones as rb
 from resbackbones.data import Source, open_dataset
 from resbackbones.vision import Augment, ImageItems, ResidualImageProcessor, choose_size
-from resbackbones.vision.data import augmented
+from tests.vision.helpers import images, pil, source_of
 
 GREY = ResidualImageProcessor(num_channels=1)
-
-
-def png(pixels: np.ndarray) -> dict[str, Any]:
-    buffer = io.BytesIO()
-    PIL.Image.fromarray(pixels).save(buffer, format="png")
-    return {"bytes": buffer.getvalue(), "path": None}
-
-
-def images(count: int = 12, size: tuple[int, ...] = (10, 14, 3), damage: tuple = ()) -> Source:
-    random = np.random.default_rng(0)
-    cells = [png(random.integers(0, 256, size, dtype=np.uint8)) for _ in range(count)]
-    for row in damage:
-        cells[row]["bytes"] = cells[row]["bytes"][:60]
-    return open_dataset(
-        datasets.Dataset.from_dict(
-            {"image": cells, "label": [i % 3 for i in range(count)]},
-            features=datasets.Features(
-                {"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b", "c"])}
-            ),
-        )
-    )
-
-
-def source_of(cells: list) -> Source:
-    """A source of these images, of two classes in turn."""
-    features = datasets.Features(
-        {"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])}
-    )
-    rows = {"image": cells, "label": [row % 2 for row in range(len(cells))]}
-    return open_dataset(datasets.Dataset.from_dict(rows, features=features))
-
-
-def pil(source: Source, row: int) -> PIL.Image.Image:
-    return PIL.Image.open(io.BytesIO(source.dataset[row]["image"]["bytes"]))
 
 
 @pytest.mark.parametrize("memory", [1 << 30, 0], ids=["in memory", "by the batch"])
@@ -77,56 +43,6 @@ def test_training_sees_what_inference_sees(processor, memory: int) -> None:
     expected = processor([pil(source, 7), pil(source, 2)], return_tensors="pt").pixel_values
     assert torch.equal(batch["pixel_values"], expected)
     assert batch["labels"].tolist() == [1, 2]
-
-
-def test_augmentation_depends_on_seed_epoch_and_item_alone() -> None:
-    options = Augment(flip=True, shift=3, zoom=0.5, erase=0.3, mixup=0.5)
-    items = ImageItems(images(), GREY, options, seed=1)
-    again = ImageItems(images(), GREY, options, seed=1)
-    items.set_epoch(3)
-    again.set_epoch(3)
-    together = items.__getitems__([0, 5, 9])
-    alone = again.__getitems__([5])
-    torch.testing.assert_close(together["pixel_values"][1:2], alone["pixel_values"])
-    torch.testing.assert_close(together["labels"][1:2], alone["labels"])
-    again.set_epoch(4)
-    assert not torch.equal(alone["pixel_values"], again.__getitems__([5])["pixel_values"])
-    other = ImageItems(images(), GREY, options, seed=2)
-    other.set_epoch(3)
-    assert not torch.equal(alone["pixel_values"], other.__getitems__([5])["pixel_values"])
-
-
-def test_mixed_labels_sum_to_one_and_are_the_pixels_shares() -> None:
-    items = ImageItems(images(60), GREY, Augment(flip=False, mixup=0.5))
-    batch = items.__getitems__(list(range(60)))
-    torch.testing.assert_close(batch["labels"].sum(1), torch.ones(60))
-    assert (batch["labels"].amax(1) >= 0.5).all()
-    assert (batch["labels"].amax(1) < 0.9).any()
-
-
-def test_flip_and_shift_only_move_pixels() -> None:
-    x = torch.arange(1.0, 241).view(4, 3, 4, 5)
-    draws = torch.tensor([[0.9, 0, 0.5, 0.5, 0, 0]] * 3 + [[0.1, 0, 0.99, 0, 0, 0]])
-    y = augmented(x, Augment(flip=True, shift=2), draws)
-    assert torch.equal(y[:3], x[:3])  # not flipped, and in the middle of the shifts
-    expected = torch.zeros(3, 4, 5)  # flipped, two up and two to the right
-    expected[:, :2, 2:] = x[3].flip(-1)[:, 2:, :3]
-    assert torch.equal(y[3], expected)
-
-
-def test_erase_puts_a_square_to_zero() -> None:
-    y = augmented(torch.ones(1, 1, 8, 8), Augment(flip=False, erase=0.5), torch.full((1, 6), 0.5))
-    expected = torch.ones(8, 8)
-    expected[2:6, 2:6] = 0
-    assert torch.equal(y[0, 0], expected)
-
-
-def test_zoom_stays_inside_the_image_and_can_be_the_whole() -> None:
-    x = torch.linspace(-1, 1, 16).expand(50, 1, 16, 16)
-    y = augmented(x, Augment(flip=False, zoom=0.2), torch.rand(50, 6))
-    assert y.min() >= -1.001 and y.max() <= 1.001
-    span = (y[:, 0, 0, -1] - y[:, 0, 0, 0]) / 2
-    assert span.min() > 0.3 and span.max() <= 1.001  # sqrt(0.2 * 3/4) of the width, at least
 
 
 @pytest.mark.parametrize("memory", [1 << 30, 0], ids=["in memory", "by the batch"])
@@ -184,60 +100,6 @@ def test_images_of_many_sizes_need_a_size(memory: int) -> None:
     assert items.__getitems__([0, 23])["pixel_values"].shape == (2, 3, 32, 32)
 
 
-def pictures(*sizes: tuple[int, int]) -> Source:
-    """Images of these widths and heights."""
-    return source_of([png(np.zeros((height, width), np.uint8)) for width, height in sizes])
-
-
-@pytest.mark.parametrize(
-    ("sizes", "side", "expected", "sentence"),
-    [
-        ([(28, 20)] * 3, None, (28, 20), "Images are 28x20 pixels; they stay so (--image-size"),
-        ([(64, 64)] * 2, None, (64, 64), "Images are 64x64 pixels; they stay so (--image-size"),
-        ([(65, 64)] * 2, None, (64, 64), "are 65x64 pixels; all are brought to 64x64"),
-        ([(150, 120)] * 2, None, (128, 128), "are 150x120 pixels; all are brought to 128x128"),
-        ([(400, 300)] * 2, None, (224, 224), "400x300 pixels; all are brought to 224x224 (--image"),
-        ([(9, 5), (300, 9), (7, 6)], None, (32, 32), "are 7x6 to 300x9 pixels; all are brought to"),
-        ([(10, 10), (300, 200), (250, 160)], None, (224, 224), "10x10 to 300x200 pixels"),
-        ([(10, 12)] * 2, 12, (12, 12), "10x12 pixels; all are brought to 12x12 (--image-size 12)."),
-        ([(12, 12)] * 2, 12, (12, 12), "Images are 12x12 pixels; they stay so (--image-size 12)."),
-    ],
-)
-def test_a_size_is_chosen_and_said(
-    sizes: list, side: int | None, expected: tuple[int, int], sentence: str
-) -> None:
-    size, said = choose_size(pictures(*sizes), side)
-    assert (size["width"], size["height"]) == expected
-    assert sentence in said
-
-
-def test_a_size_is_chosen_from_a_thousand_headers(monkeypatch: pytest.MonkeyPatch) -> None:
-    cell = png(np.zeros((6, 7), np.uint8))
-    monkeypatch.setattr(PIL.Image.Image, "load", None)  # no pixel is decoded
-    size, said = choose_size(source_of([cell] * 2500))
-    assert size == {"height": 6, "width": 7}
-    assert said.startswith("1000 images that were looked at are 7x6 pixels")
-
-
-def test_a_size_is_of_good_images_turned_upright(tmp_path: Path) -> None:
-    exif = PIL.Image.Exif()
-    exif[0x0112] = 6
-    PIL.Image.new("L", (20, 40)).save(tmp_path / "turned.jpg", exif=exif)
-    PIL.Image.new("L", (40, 20)).save(tmp_path / "upright.png")
-    (tmp_path / "bad.png").write_bytes(b"\x89PNG")
-    paths = [str(tmp_path / name) for name in ("bad.png", "turned.jpg", "upright.png")]
-    size, _ = choose_size(source_of(paths))
-    assert size == {"height": 20, "width": 40}
-    with pytest.raises(rb.InputError, match="can be read"):
-        choose_size(source_of(paths[:1] * 2))
-
-
-@pytest.mark.parametrize("side", [0, -3])
-def test_a_size_has_a_pixel(side: int) -> None:
-    with pytest.raises(rb.InputError, match=f"{side} pixels; give one or more with --image-size"):
-        choose_size(pictures((8, 8), (8, 8)), side)
-
-
 def test_a_fingerprint_is_of_whatever_makes_the_batches() -> None:
     source = images()
 
@@ -256,38 +118,20 @@ def test_a_fingerprint_is_of_whatever_makes_the_batches() -> None:
     assert len({same, *others}) == 6
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_images_are_turned_upright(orientation: int, tmp_path: Path) -> None:
-    path = str(tmp_path / "image.png")
-    pixels = np.random.default_rng(0).integers(0, 256, (20, 40, 3), dtype=np.uint8)
-    exif = PIL.Image.Exif()
-    exif[0x0112] = orientation
-    PIL.Image.fromarray(pixels).save(path, exif=exif)
-    source = source_of([path, path])
-    processor = ResidualImageProcessor()
-    found = ImageItems(source, processor).__getitems__([0])["pixel_values"]
-    expected = processor(load_image(path), return_tensors="pt").pixel_values
-    assert found.shape[-2:] == ((20, 40) if orientation < 5 else (40, 20))
-    assert torch.equal(found, expected)
-    assert torch.equal(processor(PIL.Image.open(path), return_tensors="pt").pixel_values, expected)
-
-
-def test_sixteen_bits_in_training_are_those_of_inference(tmp_path: Path) -> None:
-    ramp = np.linspace(0, 65535, 64 * 64).astype(np.uint16).reshape(64, 64)
-    cell = png(ramp)
-    (tmp_path / "ramp.png").write_bytes(cell["bytes"])
-    with PIL.Image.open(tmp_path / "ramp.png") as image:
-        assert image.mode == "I;16"
-        expected = GREY(image, return_tensors="pt").pixel_values
-    items = ImageItems(source_of([cell] * 2), GREY)
-    assert torch.equal(items.__getitems__([0])["pixel_values"], expected)
-    by_path = GREY(str(tmp_path / "ramp.png"), return_tensors="pt").pixel_values
-    assert torch.equal(by_path, expected)
-
-
-@pytest.mark.parametrize(
-    "options", [{"zoom": 0.0}, {"erase": 2.0}, {"mixup": 0.7}, {"shift": -1}], ids=str
-)
-def test_wrong_augmentation_is_refused(options: dict) -> None:
-    with pytest.raises(rb.InputError, match="Augment has"):
-        Augment(**options)
+def test_threads_are_kept_and_every_process_has_its_own() -> None:
+    items = ImageItems(images(), GREY, memory=0)
+    expected = items.__getitems__(list(range(12)))
+    pool = items._threads()
+    items.__getitems__([1])
+    assert items._threads() is pool
+    again = pickle.loads(pickle.dumps(items))
+    assert again._pool == (0, None)
+    assert torch.equal(again.__getitems__([3])["pixel_values"], expected["pixel_values"][3:4])
+    # A fork has the pool, and none of its threads: it would wait for ever.
+    context = multiprocessing.get_context("fork")
+    loader = DataLoader(
+        items, batch_size=4, num_workers=1, collate_fn=dict, timeout=60,
+        multiprocessing_context=context,
+    )  # fmt: skip
+    found = torch.cat([batch["pixel_values"] for batch in loader])
+    assert torch.equal(found, expected["pixel_values"])

@@ -1,6 +1,7 @@
 """Image classifiers: sizes, channels, pipelines."""
 
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -113,3 +114,132 @@ def test_a_batch_of_images_is_each_image() -> None:
     x = torch.randn(3, 3, 32, 32)
     alone = torch.cat([model(item.unsqueeze(0)).logits for item in x])
     torch.testing.assert_close(model(x).logits, alone, atol=1e-4, rtol=0)
+
+
+LABELS = ["cat", "dog", "owl"]
+
+
+def classifier(size: int | None = None, **options: Any) -> ResidualForImageClassification:
+    torch.manual_seed(0)
+    sides = None if size is None else {"height": size, "width": size}
+    processor = ResidualImageProcessor(size=sides)
+    return ResidualForImageClassification.build(
+        "resnet20", labels=LABELS, processor=processor, **options
+    )
+
+
+def photographs(*sizes: tuple[int, int]) -> list[PIL.Image.Image]:
+    """Of these widths and heights."""
+    random = np.random.default_rng(0)
+    return [
+        PIL.Image.fromarray(random.integers(0, 256, (high, wide, 3), dtype=np.uint8))
+        for wide, high in sizes
+    ]
+
+
+@pytest.mark.parametrize("size", [None, 20])
+def test_predictions_are_those_of_the_pipeline(size: int | None, tmp_path: Path) -> None:
+    model = classifier(size)
+    model.train()
+    pictures = photographs((20, 16), (9, 14), (20, 16), (14, 9), (20, 16))
+    found = model.predict(pictures, top_k=2, batch_size=2)
+    assert all(module.training for module in model.modules())
+    assert model.backbone.stem[0].state_dict().keys()  # still there, and as it was:
+    assert all(int(v) == 0 for n, v in model.state_dict().items() if "num_batches" in n)
+    model.eval().save_pretrained(tmp_path)
+    classify = transformers.pipeline("image-classification", model=str(tmp_path))
+    for answers, expected in zip(found, classify(pictures, top_k=2), strict=True):
+        assert [a["label"] for a in answers] == [e["label"] for e in expected]
+        assert [a["score"] for a in answers] == pytest.approx([e["score"] for e in expected])
+
+
+def test_one_image_has_one_answer_in_whatever_form_it_comes(tmp_path: Path) -> None:
+    model = classifier()
+    (picture,) = photographs((20, 16))
+    path = tmp_path / "picture.png"
+    picture.save(path)
+    array = np.array(picture)
+    expected = model.predict([picture])
+    assert len(expected) == 1 and {a["label"] for a in expected[0]} == set(LABELS)
+    assert sum(a["score"] for a in expected[0]) == pytest.approx(1)
+    scores = [a["score"] for a in expected[0]]
+    assert scores == sorted(scores, reverse=True)
+    cell = {"bytes": path.read_bytes(), "path": None}
+    channels_first = torch.from_numpy(array).movedim(-1, 0)
+    for one in (picture, path, str(path), array, channels_first, cell):
+        assert model.predict(one) == expected[0]
+    for several in ([picture, path], (picture, array), np.stack([array] * 2)):
+        for answers in model.predict(several):  # a batch of two adds up in another order
+            assert [a["label"] for a in answers] == [a["label"] for a in expected[0]]
+            assert [a["score"] for a in answers] == pytest.approx(scores, abs=1e-6)
+    assert len(model.predict(picture, top_k=1)) == 1
+    assert len(model.predict(picture, top_k=None)) == 3
+
+
+def test_predictions_of_any_number_of_classes_stand_for_themselves() -> None:
+    model = classifier(problem_type="multi_label_classification")
+    (picture,) = photographs((20, 16))
+    logits = model.eval()(model.pixel_values(picture)).logits[0]
+    found = {answer["label"]: answer["score"] for answer in model.predict(picture)}
+    assert [found[name] for name in LABELS] == pytest.approx(logits.sigmoid().tolist())
+
+
+def test_predictions_have_no_dropout() -> None:
+    model = classifier(head={"dropout": 0.9}).train()
+    (picture,) = photographs((20, 16))
+    assert model.predict(picture) == model.predict(picture)
+
+
+def test_features_are_what_the_classes_are_told_by() -> None:
+    model = classifier(head={"pooling": "mean_max", "norm": "layer", "dropout": 0.5})
+    pictures = photographs((20, 16), (9, 14), (20, 16))
+    features = model.features(pictures, batch_size=2)
+    assert features.shape == (3, model.head.width) == (3, 128)
+    assert features.dtype == torch.float32 and not features.requires_grad
+    assert model.features(pictures[0]).shape == (1, 128)
+    model.eval()
+    for row, picture in enumerate(pictures):
+        x = model.pixel_values(picture)
+        torch.testing.assert_close(
+            model.head.linear(features[row]), model(x).logits[0], atol=1e-4, rtol=0
+        )
+
+
+@pytest.mark.parametrize(
+    ("images", "options", "sentence"),
+    [
+        ([], {}, "there are no images in the list"),
+        (7, {}, "an image is given as int"),
+        ("x.png", {"top_k": 0}, "top_k=0 is no count"),
+        ("x.png", {"batch_size": 0}, "batch_size=0 holds no image"),
+        ("x.png", {}, "x.png cannot be read"),
+    ],
+)
+def test_what_cannot_be_predicted(images: Any, options: dict, sentence: str) -> None:
+    with pytest.raises(rb.InputError, match=sentence):
+        classifier().predict(images, **options)
+
+
+def test_a_model_without_a_processor_says_so() -> None:
+    model = classifier()
+    model.processor = None
+    with pytest.raises(rb.InputError, match="no processor to make pixel_values"):
+        model.features(photographs((8, 8)))
+
+
+def test_layers_learn_at_rates_of_their_own() -> None:
+    model = classifier()
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    rows = [{"pixel_values": torch.randn(3, 8, 8), "labels": i % 3} for i in range(8)]
+    options = rb.train.Options(
+        optimizer="adamw", learning_rate=1e-2, layer_decay=0.6, schedule="constant", epochs=1,
+        batch_size=8, least_updates=1, device="cpu", progress=False, channels_last=False,
+    )  # fmt: skip
+    rb.train.fit(model, rows, options=options)
+    moved = {n: (v - before[n]).abs().max().item() for n, v in model.named_parameters()}
+    last, first = (dict(model.backbone.blocks[at][1].named_parameters()) for at in (-1, 0))
+    names = {id(v): n for n, v in model.named_parameters()}
+    # AdamW's first step is the rate.
+    for depth, block in ((1, last), (9, first)):
+        steps = [moved[names[id(v)]] for v in block.values()]
+        assert max(steps) == pytest.approx(1e-2 * 0.6**depth, rel=1e-2)
