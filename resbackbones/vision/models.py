@@ -14,7 +14,7 @@ from resbackbones.classifier import ResidualClassifier, classifier_options
 from resbackbones.core.backbone import modes_kept
 from resbackbones.core.heads import Head
 from resbackbones.core.spec import BackboneSpec
-from resbackbones.data.files import reason
+from resbackbones.data.paths import reason
 from resbackbones.errors import InputError
 from resbackbones.pretrained import ResidualConfig
 from resbackbones.vision.images import open_image
