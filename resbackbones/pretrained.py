@@ -94,6 +94,7 @@ class ResidualPreTrainedModel(PreTrainedModel):
     # The Trainer would otherwise take the loss for a sum it has to share out, and double it under
     # gradient accumulation and on several devices.
     accepts_loss_kwargs = False
+    supports_gradient_checkpointing = True
 
     processor_class: ClassVar[Any] = None
     processor_file: ClassVar[str] = ""  # whose presence says that a folder holds a processor
@@ -128,6 +129,40 @@ class ResidualPreTrainedModel(PreTrainedModel):
         """Nothing: constructors draw the weights, as the spec's `init` says. transformers would put
         N(0, 0.02) over them, and calls this again for whatever a checkpoint lacks, which
         `from_pretrained` deals with."""
+
+    def gradient_checkpointing_enable(  # type: ignore[override]
+        self,
+        gradient_checkpointing_kwargs: Mapping[str, Any] | None = None,
+        every_n_layers: int = 1,
+        offload: bool = False,
+    ) -> None:
+        """Train in less memory: keep what goes into every few blocks, and compute the rest anew on
+        the way back (`Backbone.gradient_checkpointing`). Not saved with the model.
+
+        Args:
+            gradient_checkpointing_kwargs, every_n_layers, offload: transformers', whose Trainer
+                gives them; only their defaults exist here.
+
+        Raises:
+            InputError: one of them asks for something else.
+        """
+        asked = {**(gradient_checkpointing_kwargs or {})}
+        if asked not in ({}, {"use_reentrant": False}) or every_n_layers != 1 or offload:
+            asked |= {"every_n_layers": every_n_layers, "offload": offload}
+            raise InputError(
+                f"gradient checkpointing has no choices here, but {asked} were asked for; the net "
+                "recomputes groups of blocks, never re-entrantly; leave them out"
+            )
+        self.backbone.gradient_checkpointing = True
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Keep everything for the backward pass again."""
+        self.backbone.gradient_checkpointing = False
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """Whether the backward pass computes anew what was not kept."""
+        return self.backbone.gradient_checkpointing
 
     def save_pretrained(  # type: ignore[override]
         self,

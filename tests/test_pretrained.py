@@ -411,3 +411,47 @@ def test_a_model_round_trips_through_the_auto_classes(saved: Path) -> None:
     assert type(model) is ResidualForImageClassification
     assert model.processor is not None
     assert pretrained.ResidualConfig.model_type != ResidualVisionConfig.model_type
+
+
+def test_gradient_checkpointing_goes_by_its_names() -> None:
+    model = small()
+    assert model.supports_gradient_checkpointing and not model.is_gradient_checkpointing
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    assert model.is_gradient_checkpointing and model.backbone.gradient_checkpointing
+    model.gradient_checkpointing_disable()
+    assert not model.is_gradient_checkpointing
+    if hasattr(model, "activation_checkpointing_enable"):  # the newer name for it
+        model.activation_checkpointing_enable()
+        assert model.is_activation_checkpointing
+        model.activation_checkpointing_disable()
+        assert not model.is_activation_checkpointing
+    for refused in ({"use_reentrant": True}, {"preserve_rng_state": False}):
+        with pytest.raises(rb.InputError, match=r"has no choices here, but .* were asked for"):
+            model.gradient_checkpointing_enable(refused)
+
+
+def test_gradient_checkpointing_under_fit() -> None:
+    """Two epochs end in the same weights to the last bit."""
+    spec = rb.BackboneSpec(
+        (rb.Stage(8, 3), rb.Stage(16, 2, stride=2)), stem=rb.Stem(8), dropout=0.2, drop_path=0.3
+    )
+    images, labels = torch.randn(24, 3, 8, 8), torch.arange(24) % 3
+    rows = [{"pixel_values": x, "labels": y} for x, y in zip(images, labels, strict=True)]
+
+    def trained(recompute: bool) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        model = ResidualForImageClassification.build(spec, labels=LABELS)
+        calls = []
+        if recompute:
+            model.gradient_checkpointing_enable()
+            model.backbone.stages[0].blocks[0].register_forward_pre_hook(
+                lambda *_: calls.append(torch.is_grad_enabled())
+            )
+        options = rb.train.Options(epochs=2, batch_size=8, device="cpu")
+        rb.train.fit(model, rows, rows, options)
+        assert calls.count(True) == (2 * 2 * 3 if recompute else 0)
+        return model.state_dict()
+
+    expected = trained(False)
+    for name, tensor in trained(True).items():
+        assert torch.equal(tensor, expected[name]), name

@@ -164,23 +164,22 @@ TAKERS = [
     {"downsample": "blur", "branch": rb.Bottleneck(), "shortcut": "average"},
     {"downsample": "blur", "branch": rb.Gated(), "order": "pre"},
     {"stages": tuple(replace(stage, channels=8) for stage in ATROUS.stages)},
-    {
-        "stages": (*ATROUS.stages[:3], replace(ATROUS.stages[3], stride=(2, 1))),
-        "shortcut": "average",
-        "downsample": "blur",
-    },
 ]
+ONE_AXIS = {
+    "stages": (*ATROUS.stages[:3], replace(ATROUS.stages[3], stride=(2, 1))),
+    "shortcut": "average",
+    "downsample": "blur",
+}
 
 
-@pytest.mark.parametrize("dims", [1, 2])
-@pytest.mark.parametrize("changes", TAKERS, ids=str)
+@pytest.mark.parametrize(
+    ("changes", "dims"),
+    [*((changes, dims) for changes in TAKERS for dims in (1, 2)), (ONE_AXIS, 2)],
+    ids=str,
+)
 def test_whatever_takes_a_stride_is_dilated(changes: dict, dims: int) -> None:
     """Poolings, means, blurs and patches too, and a projection that is there for its stride."""
-    spec = replace(ATROUS, dims=2, **changes)
-    if dims == 1:
-        if isinstance(spec.stages[-1].stride, tuple):
-            pytest.skip("a sequence has one axis")
-        spec = replace(spec, dims=1)
+    spec = replace(ATROUS, dims=dims, **changes)
     torch.manual_seed(0)
     net = rb.Backbone(spec).eval()
     x = torch.randn(2, 4, *(45, 61)[-dims:])
@@ -345,6 +344,96 @@ def test_gradients_under_lengths_are_those_of_the_items() -> None:
         net = rb.Backbone(replace(spec, dims=dims)).double().train()
         x = torch.randn(3, 2, *(2,) * (dims - 1), 9, dtype=torch.float64, requires_grad=True)
         assert torch.autograd.gradcheck(lambda x, net=net: net(x, lengths), x, atol=1e-6)
+
+
+def held_for_backward(net: rb.Backbone, x: Tensor) -> int:
+    """Bytes that a forward pass keeps, parameters and input aside."""
+    kept = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        net(x)
+    for own in (*net.parameters(), *net.buffers(), x):
+        kept.pop(own.untyped_storage()._cdata, None)
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "times"),
+    [("resnet110", 32, 6), ("resnet50", 224, 3)],
+)
+def test_recomputing_keeps_a_fraction(name: str, size: int, times: float) -> None:
+    with torch.device("meta"):
+        net, x = rb.backbone(name).train(), torch.empty(256, 3, size, size)
+    everything = held_for_backward(net, x)
+    net.gradient_checkpointing = True
+    assert times * held_for_backward(net, x) < everything
+
+
+RECOMPUTED = rb.BackboneSpec(
+    (rb.Stage(8, 6), rb.Stage(16, 3, 2)), in_channels=4, stem=rb.Stem(8, pool=2),
+    tail=(rb.Layer(8),), dropout=0.2, drop_path=0.5, attention="se",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"order": "pre", "downsample": "max"},
+        {"norm": "group", "weight_standardized": True, "attention": "eca"},
+        {"norm": "none", "init": "fixup", "shortcut": "pad"},
+        {"downsample": "blur", "shortcut": "average", "branch": rb.Bottleneck()},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("dims", [1, 2])
+def test_recomputing_changes_no_number(changes: dict, dims: int) -> None:
+    """Outputs, gradients, running statistics and the random state: the same to the last bit."""
+    x = torch.randn(5, 4, *(8,) * (dims - 1), 24)
+
+    def step(recompute: bool, lengths: Tensor | None) -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        net = rb.Backbone(replace(RECOMPUTED, dims=dims, **changes)).train()
+        frozen = next((m for m in net.modules() if isinstance(m, nn.BatchNorm2d)), None)
+        if frozen is not None:
+            frozen.eval()
+        net.gradient_checkpointing = recompute
+        features = net(x, lengths)
+        sum(feature.square().mean() for feature in features).backward()
+        norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
+        assert all(norm.num_batches_tracked == (norm is not frozen) for norm in norms)
+        values = dict(net.named_buffers()) | {n: p.grad for n, p in net.named_parameters()}
+        features = {str(index): feature for index, feature in enumerate(features)}
+        return values | features | {"random": torch.rand(1)}
+
+    for lengths in (None, torch.tensor([24, 9, 17, 3, 24])):
+        expected, found = step(False, lengths), step(True, lengths)
+        assert expected.keys() == found.keys()
+        for name, value in expected.items():
+            assert torch.equal(value, found[name]), name
+
+
+def test_recomputing_is_for_training_alone() -> None:
+    net = rb.Backbone(replace(RECOMPUTED, causal=True, attention="none", stem=rb.Stem(8), dims=1))
+    net.gradient_checkpointing = True
+    calls: list[str] = []
+    for name, block in net.blocks:
+        block.register_forward_pre_hook(lambda module, given, name=name: calls.append(name))
+    x = torch.randn(2, 4, 12)
+    net(x)[-1].sum().backward()
+    assert sorted(calls) == sorted(2 * [name for name, _ in net.blocks])
+    for once in (lambda: net.eval()(x)[-1].sum().backward(), lambda: net.stream().push(x)):
+        calls.clear()
+        once()
+        assert calls == [name for name, _ in net.blocks]
+    calls.clear()
+    with torch.no_grad():
+        net.train()(x)
+    assert calls == [name for name, _ in net.blocks]
 
 
 @pytest.mark.parametrize("name", ["tc_resnet8", "vdcnn9", "dpcnn", "tcn_char"])

@@ -26,6 +26,7 @@ AXES = {
     "activation": ("relu", "silu"),
     "causal": (False, True),
     "weight_standardized": (False, True),
+    "stem": (rb.Stem(8), rb.Stem(8, pool=2, zero_padded=True, before=(rb.Layer(6),))),
     "drop_path": (0.0, 0.2),
     "dropout": (0.0, 0.2),
     "dims": (1, 2),

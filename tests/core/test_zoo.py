@@ -173,7 +173,7 @@ def test_macs(name: str) -> None:
     assert rb.count_macs(net, image) == MACS[name]
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnext50_32x4d", "resnext101_32x8d"])
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnext101_32x8d"])
 def test_logits_equal_torchvision(name: str) -> None:
     torch.manual_seed(0)
     theirs = getattr(torchvision.models, name)().eval()
