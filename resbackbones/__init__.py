@@ -1,8 +1,8 @@
 """resbackbones: one residual law for vision, speech and text.
 
 `import resbackbones as rb` costs what the core costs; the rest loads on first use: `rb.data`,
-`rb.report`, `rb.train`, and the wings `rb.vision`, `rb.speech` and `rb.text`. A wing registers its
-models with transformers' Auto classes as it loads, so a saved model needs `import
+`rb.report`, `rb.train`, `rb.weights`, and the wings `rb.vision`, `rb.speech` and `rb.text`. A wing
+registers its models with transformers' Auto classes as it loads, so a saved model needs `import
 resbackbones.vision` (or `.speech`, `.text`) before transformers can open it.
 """
 
@@ -28,7 +28,7 @@ from resbackbones.core.zoo import SPECS, backbone, with_output_stride
 from resbackbones.errors import InputError
 
 if TYPE_CHECKING:
-    from resbackbones import data, report, speech, text, train, vision
+    from resbackbones import data, report, speech, text, train, vision, weights
 
 __version__ = "0.1.0"
 __all__ = [
@@ -59,9 +59,10 @@ __all__ = [
     "text",
     "train",
     "vision",
+    "weights",
     "with_output_stride",
 ]
-_LAZY = ("data", "report", "speech", "text", "train", "vision")
+_LAZY = ("data", "report", "speech", "text", "train", "vision", "weights")
 
 
 def __getattr__(name: str) -> Any:

@@ -25,6 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": CORE,
     **dict.fromkeys(WINGS, CORE | {"pretrained", "data", "metrics"}),
     "train": CORE | WINGS | {"pretrained", "data", "metrics", "report"},
+    "weights": CORE | {"pretrained"},
 }
 # Packages that only some parts may import; one that no part may is for `tasks` alone.
 ONLY_IN = {
@@ -206,7 +207,7 @@ def test_importing_the_library_costs_what_the_core_costs() -> None:
 def test_other_parts_load_on_first_use() -> None:
     run_python(
         "import sys, resbackbones as rb\n"
-        "for name in ('report', 'data', 'train', 'vision', 'speech', 'text'):\n"
+        "for name in ('report', 'data', 'train', 'vision', 'speech', 'text', 'weights'):\n"
         "    assert name in dir(rb) and name in rb.__all__\n"
         "    assert getattr(rb, name) is sys.modules['resbackbones.' + name]\n"
     )

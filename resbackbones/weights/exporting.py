@@ -1,0 +1,98 @@
+"""`export_weights`: our tensors under the names, and in the shapes, of another library."""
+
+import torch
+from torch import Tensor, nn
+
+from resbackbones.core.backbone import Backbone
+from resbackbones.core.heads import Classifier
+from resbackbones.core.spec import BackboneSpec
+from resbackbones.errors import InputError, nearest
+from resbackbones.weights.layouts import LAYOUTS, Layout, differences, parts, slots, tensors
+
+LIBRARIES = tuple(dict.fromkeys(name for layout in LAYOUTS for name in layout.libraries))
+
+
+def export_weights(model: nn.Module, library: str) -> dict[str, Tensor]:
+    """A model's weights as another library's model of the same spec has them.
+
+    Args:
+        model: a classifier, or a bare backbone for the library's model without classes
+            (`num_classes=0` in timm, `ResNetModel` in transformers).
+        library: "torchvision", "timm" or "transformers".
+
+    Returns:
+        A state dict, copied, which `load_state_dict(…, strict=True)` takes.
+
+    Raises:
+        InputError: an unknown library, or a model that has no like there: with what differs.
+
+    >>> import torchvision, resbackbones as rb
+    >>> from resbackbones.vision import ResidualForImageClassification
+    >>> ours = ResidualForImageClassification.build("resnet18", num_labels=10)
+    >>> theirs = torchvision.models.resnet18(num_classes=10)
+    >>> theirs.load_state_dict(rb.weights.export_weights(ours, "torchvision"), strict=True)
+    <All keys matched successfully>
+    """
+    backbone, head = parts(model)
+    layout = _layout(backbone, head, library)
+    written = {}
+    values = tensors(model)
+    for slot in slots(model):
+        value = values[slot.key]
+        body = "" if head is None or slot.role == "head.linear" else layout.body
+        shape = layout.shape(slot, tuple(value.shape))
+        written[body + layout.candidates(slot)[0]] = (
+            value.detach().reshape(shape).clone(memory_format=torch.contiguous_format)
+        )
+    return written
+
+
+def _layout(backbone: Backbone, head: nn.Module | None, library: str) -> Layout:
+    """The library's layout for this model.
+
+    Raises:
+        InputError: none, and what keeps the model from the nearest one.
+    """
+    if library not in LIBRARIES:
+        raise InputError(f"library={library!r} is not known; {nearest(library, LIBRARIES)}")
+    best: tuple[list[str], str] | None = None
+    for layout in LAYOUTS:
+        for name, like in layout.like.items() if library in layout.libraries else ():
+            found = differences(backbone.spec.to_dict(), like.to_dict(), layout.libraries[library])
+            found += [*_attention_differences(backbone.spec), *_head_differences(layout, head)]
+            if not found:
+                return layout
+            if best is None or len(found) < len(best[0]):
+                best = found, name
+    assert best is not None  # every library has a layout
+    found, name = best
+    raise InputError(
+        f"{library} has no model of this spec; the nearest, its {name}, differs: "
+        f"{', '.join(found[:4])}"
+        + (f" (and {len(found) - 4} more)" if len(found) > 4 else "")
+        + "; load the weights into a model of resbackbones instead"
+    )
+
+
+def _attention_differences(spec: BackboneSpec) -> list[str]:
+    """timm squeezes to multiples of 8."""
+    if spec.attention != "se":
+        return []
+    squeezed = {s.channels: max(4, s.channels // spec.attention_reduction) for s in spec.stages}
+    return [f"attention squeezes {c} channels to {n}, no multiple of 8" for c, n in squeezed.items()
+            if n % 8]  # fmt: skip
+
+
+def _head_differences(layout: Layout, head: nn.Module | None) -> list[str]:
+    norm = "layer" if "head.norm" in layout.names else "none"
+    if head is None:
+        return ["a norm follows the backbone there"] if norm == "layer" else []
+    if not isinstance(head, Classifier):
+        return [f"the head is a {type(head).__name__}, not a classifier"]
+    ours = {
+        "head.norm": "none" if head.norm is None else "layer",
+        "head.pooling": head.pooling,
+        "head.bias": head.linear.bias is not None,
+    }
+    theirs = {"head.norm": norm, "head.pooling": "mean", "head.bias": True}
+    return differences(ours, theirs)

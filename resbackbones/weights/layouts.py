@@ -1,0 +1,362 @@
+"""What other libraries call the tensors of a net: one table per layout, read in both directions.
+
+`slots` walks a model of ours and says of every tensor where in the net it stands; a `Layout` says
+what stands there in another library. Nothing is written per direction, or per net.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from resbackbones.core.backbone import NORMS, Backbone
+from resbackbones.core.blocks import Residual
+from resbackbones.core.spec import BackboneSpec
+from resbackbones.core.zoo import SPECS
+from resbackbones.errors import InputError
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One tensor and its place in the net.
+
+    Attributes:
+        key: its name in our state dict, without "backbone." in front.
+        role: what it belongs to, as "stem.conv", "norm" (of a branch) or "shortcut.conv".
+        leaf: its name there, as "weight"; empty for a branch's scale.
+        stage, block: counted from 0.
+        index: among the modules of its role in that block.
+    """
+
+    key: str
+    role: str
+    leaf: str
+    stage: int = 0
+    block: int = 0
+    index: int = 0
+
+    @property
+    def in_head(self) -> bool:
+        """Whether it belongs to the head, not to the backbone."""
+        return self.role.startswith("head.")
+
+    @property
+    def reads_input(self) -> bool:
+        """Whether it is what the net's input meets first."""
+        return self.role == "stem.conv" and self.index == 0 and self.leaf == "weight"
+
+
+def parts(model: nn.Module) -> tuple[Backbone, nn.Module | None]:
+    """A model's backbone and head; a bare backbone has no head.
+
+    Raises:
+        InputError: it is no model of ours.
+    """
+    if isinstance(model, Backbone):
+        return model, None
+    backbone, head = getattr(model, "backbone", None), getattr(model, "head", None)
+    if isinstance(backbone, Backbone) and isinstance(head, nn.Module):
+        return backbone, head
+    raise InputError(
+        f"a {type(model).__name__} is no model of resbackbones; give one made by build or "
+        "from_pretrained, or a Backbone"
+    )
+
+
+def tensors(model: nn.Module) -> dict[str, Tensor]:
+    """A model's own tensors under the keys of its slots."""
+    backbone, head = parts(model)
+    inside = {} if head is None else head.state_dict()
+    return backbone.state_dict() | {f"head.{key}": value for key, value in inside.items()}
+
+
+def slots(model: nn.Module) -> list[Slot]:
+    """Every tensor of a model's state dict with its place, in the order of the state dict."""
+    backbone, _ = parts(model)
+    counted: Counter[tuple[str, int, int]] = Counter()
+    places: dict[str, tuple[str, int, int, int]] = {}
+    found = []
+    for key in tensors(model):
+        owner, _, leaf = key.rpartition(".")
+        path = owner.split(".")
+        if path[0] == "head":
+            found.append(Slot(key, owner, leaf))
+            continue
+        module = backbone.get_submodule(owner)
+        if owner not in places:
+            prefix, stage, block = _place(path)
+            place = prefix + _kind(module, owner), stage, block
+            places[owner] = *place, counted[place]
+            counted[place] += 1
+        role, stage, block, index = places[owner]
+        if isinstance(module, Residual):  # the scale, which has no module of its own
+            leaf = ""
+        found.append(Slot(key, role, leaf, stage, block, index))
+    return found
+
+
+def _place(path: list[str]) -> tuple[str, int, int]:
+    match path:
+        case ["stages", stage, "blocks", block, "shortcut", *_]:
+            return "shortcut.", int(stage), int(block)
+        case ["stages", stage, "blocks", block, *_]:  # what stands before the branch counts with it
+            return "", int(stage), int(block)
+        case ["stages", stage, "down", *_]:
+            return "down.", int(stage), 0
+    return f"{path[0]}.", 0, 0  # stem, tail
+
+
+def _kind(module: nn.Module, owner: str) -> str:
+    for kind, types in _KINDS.items():
+        if isinstance(module, types):
+            return kind
+    return owner.rpartition(".")[2]
+
+
+_KINDS: dict[str, Any] = {"norm": NORMS, "conv": nn.Conv2d, "eca": nn.Conv1d, "scale": Residual}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a family of nets elsewhere names its tensors.
+
+    Attributes:
+        title: the nets, as users know them.
+        block: the name of a block; names may contain it, and the numbers `s`, `b`, `i` of stage,
+            block and index from 0, `s1`, `i1` from 1, and `even`, `odd` (2s and 2s + 1).
+        names: per role (with its index, where the names follow no rule) the module's name. Of
+            several names the first one is written, and each is read.
+        body: stands before every name but the classifier's, in a model that has one.
+        flat, square: roles without, and with, two trailing axes of one position where we differ.
+        like: nets of this family, by their names there.
+        libraries: which ones hold such nets, and which fields of a spec are free in theirs.
+        centred: an option A shortcut there puts its zero channels on both sides.
+    """
+
+    title: str
+    block: str
+    names: Mapping[str, str | tuple[str, ...]]
+    body: str = ""
+    flat: frozenset[str] = frozenset()
+    square: frozenset[str] = frozenset()
+    like: Mapping[str, BackboneSpec] = field(default_factory=dict)
+    libraries: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    centred: bool = False
+
+    def candidates(self, slot: Slot) -> tuple[str, ...]:
+        """Names that a slot's tensor may have; none where it has no place here."""
+        found = self.names.get(f"{slot.role}{slot.index}", self.names.get(slot.role, ()))
+        s, b, i = slot.stage, slot.block, slot.index
+        numbers = {"s": s, "b": b, "i": i, "s1": s + 1, "i1": i + 1}
+        numbers |= {"even": 2 * s, "odd": 2 * s + 1}
+        block = self.block.format(**numbers)
+        leaf = f".{slot.leaf}" if slot.leaf else ""
+        return tuple(name.format(block=block, **numbers) + leaf for name in _each(found))
+
+    def shape(self, slot: Slot, ours: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape there of a tensor of this shape here."""
+        role = f"{slot.role}{slot.index}"
+        if slot.leaf == "bias" or not ({role, slot.role} & (self.flat | self.square)):
+            return ours
+        return ours[:-2] if {role, slot.role} & self.flat else (*ours, 1, 1)
+
+    @property
+    def head(self) -> tuple[str, ...]:
+        """What the names of the head's tensors begin with."""
+        found = [_each(name) for role, name in self.names.items() if role.startswith("head.")]
+        return tuple(f"{name}." for names in found for name in names)
+
+
+class OwnLayout(Layout):
+    """Our own names."""
+
+    def candidates(self, slot: Slot) -> tuple[str, ...]:
+        return (slot.key,)
+
+    @property
+    def head(self) -> tuple[str, ...]:
+        return ("head.",)
+
+
+def _each(name: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (name,) if isinstance(name, str) else name
+
+
+def _free(*names: str) -> frozenset[str]:
+    return frozenset(names)
+
+
+def _zoo(*names: str) -> dict[str, BackboneSpec]:
+    return {name: SPECS[name] for name in names}
+
+
+_V2_18 = replace(SPECS["resnet18"], order="pre", stem=SPECS["resnetv2_50"].stem)
+_BOTTLENECK = _free("branch.ratio", "branch.groups")
+_WIDTHS = _free("stages.channels", "stem.channels")
+
+OWN = OwnLayout("models of resbackbones", "", {}, body="backbone.")
+
+LAYOUTS = (
+    OWN,
+    Layout(
+        "ResNets of torchvision, timm and CIFAR repositories",
+        "layer{s1}.{b}",
+        {
+            "stem.conv0": "conv1",
+            "stem.norm0": "bn1",
+            "conv": "{block}.conv{i1}",
+            "norm": "{block}.bn{i1}",
+            "squeeze": "{block}.se.fc1",
+            "excite": "{block}.se.fc2",
+            "eca": "{block}.se.conv",
+            "shortcut.conv": ("{block}.downsample.0", "{block}.shortcut.0"),
+            "shortcut.norm": ("{block}.downsample.1", "{block}.shortcut.1"),
+            "tail.norm": ("bn1", "bn"),
+            "head.linear": ("fc", "linear"),
+        },
+        square=frozenset({"squeeze", "excite"}),
+        like=_zoo("resnet50", "resnet18"),
+        libraries={
+            "torchvision": _BOTTLENECK,
+            "timm": _BOTTLENECK | {"attention"},
+        },
+        centred=True,
+    ),
+    Layout(
+        "wide ResNets of CIFAR repositories",
+        "block{s1}.layer.{b}",
+        {
+            "stem.conv0": "conv1",
+            "conv": "{block}.conv{i1}",
+            "norm": "{block}.bn{i1}",
+            "shortcut.conv": "{block}.convShortcut",
+            "tail.norm": "bn1",
+            "head.linear": "fc",
+        },
+        like=_zoo("wrn_28_10"),
+    ),
+    Layout(
+        "pre-activated ResNets of timm",
+        "stages.{s}.blocks.{b}",
+        {
+            "stem.conv0": "stem.conv",
+            "conv": "{block}.conv{i1}",
+            "norm": "{block}.norm{i1}",
+            "shortcut.conv": "{block}.downsample.conv",
+            "tail.norm": "norm",
+            "head.linear": "head.fc",
+        },
+        square=frozenset({"head.linear"}),
+        like=_zoo("resnetv2_50") | {"resnetv2_18": _V2_18},
+        libraries={"timm": _BOTTLENECK | _WIDTHS},
+    ),
+    Layout(
+        "ResNets of transformers",
+        "encoder.stages.{s}.layers.{b}",
+        {
+            "stem.conv0": "embedder.embedder.convolution",
+            "stem.norm0": "embedder.embedder.normalization",
+            "conv": "{block}.layer.{i}.convolution",
+            "norm": "{block}.layer.{i}.normalization",
+            "shortcut.conv": "{block}.shortcut.convolution",
+            "shortcut.norm": "{block}.shortcut.normalization",
+            "head.linear": "classifier.1",
+        },
+        body="resnet.",
+        like=_zoo("resnet50", "resnet18"),
+        libraries={"transformers": _WIDTHS},
+    ),
+    Layout(
+        "ConvNeXts of torchvision",
+        "features.{odd}.{b}",
+        {
+            "stem.conv0": "features.0.0",
+            "stem.norm0": "features.0.1",
+            "down.norm": "features.{even}.0",
+            "down.conv": "features.{even}.1",
+            "scale": "{block}.layer_scale",
+            "conv0": "{block}.block.0",
+            "norm": "{block}.block.2",
+            "conv1": "{block}.block.3",
+            "conv2": "{block}.block.5",
+            "head.norm": "classifier.0",
+            "head.linear": "classifier.2",
+        },
+        flat=frozenset({"conv1", "conv2"}),
+        like=_zoo("convnext_tiny"),
+        libraries={"torchvision": _WIDTHS},
+    ),
+    Layout(
+        "ConvNeXts of timm",
+        "stages.{s}.blocks.{b}",
+        {
+            "stem.conv0": "stem.0",
+            "stem.norm0": "stem.1",
+            "down.norm": "stages.{s}.downsample.0",
+            "down.conv": "stages.{s}.downsample.1",
+            "scale": "{block}.gamma",
+            "conv0": "{block}.conv_dw",
+            "norm": "{block}.norm",
+            "conv1": "{block}.mlp.fc1",
+            "conv2": "{block}.mlp.fc2",
+            "head.norm": "head.norm",
+            "head.linear": "head.fc",
+        },
+        flat=frozenset({"conv1", "conv2", "scale"}),
+        like=_zoo("convnext_tiny"),
+        libraries={"timm": _WIDTHS},
+    ),
+    Layout(
+        "ConvNeXts of transformers",
+        "encoder.stages.{s}.layers.{b}",
+        {
+            "stem.conv0": "embeddings.patch_embeddings",
+            "stem.norm0": "embeddings.layernorm",
+            "down.norm": "encoder.stages.{s}.downsampling_layer.0",
+            "down.conv": "encoder.stages.{s}.downsampling_layer.1",
+            "scale": "{block}.layer_scale_parameter",
+            "conv0": "{block}.dwconv",
+            "norm": "{block}.layernorm",
+            "conv1": "{block}.pwconv1",
+            "conv2": "{block}.pwconv2",
+            "head.norm": "layernorm",
+            "head.linear": "classifier",
+        },
+        body="convnext.",
+        flat=frozenset({"conv1", "conv2", "scale"}),
+        like=_zoo("convnext_tiny"),
+        libraries={"transformers": _WIDTHS},
+    ),
+)
+
+
+def differences(
+    ours: Mapping[str, Any], theirs: Mapping[str, Any], free: frozenset[str] = frozenset()
+) -> list[str]:
+    """Where two specs (as `to_dict` gives them) differ, but for `free` fields and those that only
+    training reads: "norm is 'group', not 'batch'"."""
+    left, right = _flat(ours), _flat(theirs)
+    return [
+        f"{name} is {left.get(name)!r}, not {right.get(name)!r}"
+        for name in dict.fromkeys([*left, *right])
+        if left.get(name) != right.get(name)
+        and re.sub(r"\.\d+", "", name) not in free | _ALWAYS_FREE
+    ]
+
+
+_ALWAYS_FREE = frozenset({"stages.blocks", "in_channels", "init", "dropout", "drop_path"})
+
+
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    """Nested fields under dotted names, stages counted from 1."""
+    if isinstance(value, list | tuple) and name in ("stages", "tail"):
+        value = {str(number): item for number, item in enumerate(value, 1)}
+    if not isinstance(value, Mapping):
+        return {name: value}
+    below: dict[str, Any] = {}
+    for key, item in value.items():
+        below |= _flat(item, f"{name}.{key}" if name else key)
+    return below

@@ -1,0 +1,259 @@
+"""`load_weights`: recognise a layout, compare everything, and only then change the model."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from resbackbones.core.backbone import Backbone
+from resbackbones.core.heads import Classifier
+from resbackbones.errors import InputError
+from resbackbones.weights.conventions import (
+    adapt_channels,
+    centred_orders,
+    unlike_modules,
+    unlike_specs,
+)
+from resbackbones.weights.layouts import LAYOUTS, OWN, Layout, Slot, parts, slots, tensors
+from resbackbones.weights.sources import Source, read
+
+SHOWN = 3  # differences that a sentence lists
+
+
+class WeightsMismatch(InputError):
+    """The weights are not this model's, or are no numbers; the model is as it was.
+
+    Attributes:
+        differences: one clause per difference; the sentence has the first few.
+    """
+
+    def __init__(self, source: Source, what: str, differences: Sequence[str], do: str) -> None:
+        more = f" (and {len(differences) - SHOWN} more)" if len(differences) > SHOWN else ""
+        super().__init__(f"{source.title} {what}: {', '.join(differences[:SHOWN])}{more}; {do}")
+        self.differences = tuple(differences)
+
+
+def load_weights(model: nn.Module, source: object) -> list[str]:
+    """Load weights of this library or another one into a model, or into a bare `Backbone`.
+
+    Read are ResNets (18 to 152, ResNeXt, wide, SE) and ConvNeXts of torchvision, timm and
+    transformers, timm's pre-activated ResNets, the ResNets and wide ResNets of CIFAR repositories,
+    and our own. A stem of another number of input channels is summed (to one) or repeated and
+    rescaled; classes of another number are left as they were drawn.
+
+    Where the stride of a bottleneck stands (in its first 1x1 convolution, "v1", or in its 3x3 one,
+    "v1.5", as here) cannot be told from tensors; a module, or a folder of transformers with its
+    configuration, tells it, and is refused where it is another.
+
+    Args:
+        model: what gets the weights, in place.
+        source: a module, a state dict, or a path: a file of torch (`.pth`, `.pt`, `.th`, read with
+            `weights_only=True`), one of safetensors, or a folder written by `save_pretrained`.
+
+    Returns:
+        Sentences: the layout that was recognised, and every adaptation made.
+
+    Raises:
+        InputError: nothing that holds weights, or in a layout that is not known.
+        WeightsMismatch: the weights are another net's, or hold NaN or infinity. The model is
+            unchanged, as after every error.
+
+    >>> import torchvision, resbackbones as rb
+    >>> theirs, ours = torchvision.models.resnet18(), rb.backbone("resnet18", in_channels=1)
+    >>> for sentence in rb.weights.load_weights(ours, theirs):
+    ...     print(sentence)
+    read in the layout of ResNets of torchvision, timm and CIFAR repositories
+    the stem takes 1 input channel(s), not 3: its weights are summed over them
+    the classifier (fc) is left out: a bare backbone has none
+    """
+    backbone, head = parts(model)
+    everything, targets = slots(model), tensors(model)
+    body = [slot for slot in everything if not slot.in_head]
+    given = _recognise(read(source), body)
+    _check_body(given, body, targets)
+    told = [f"read in the layout of {given.layout.title}", *_conventions(given, backbone, body)]
+    loaded, left = _head(given, [slot for slot in everything if slot.in_head], targets, head)
+
+    orders = centred_orders(backbone, everything) if given.layout.centred else {}
+    if orders:
+        told.append(
+            "channels are reordered: shortcuts that pad put zero channels on both sides in this "
+            "layout, and at the end in this model"
+        )
+    values: dict[str, Tensor] = {}
+    broken = []
+    for slot in [*body, *loaded]:
+        name, target = given.find(slot), targets[slot.key]
+        if name is None:
+            continue  # a counter of batches, which old checkpoints lack
+        value = given.source.tensors[name].detach()
+        if slot.reads_input and value.shape[1] != target.shape[1]:
+            told.append(_adapted(value.shape[1], target.shape[1]))
+            value = adapt_channels(value, target.shape[1])
+        value = value.to(target.device, target.dtype).reshape(target.shape)
+        for axis, order in orders.get(slot.key, ()):
+            value = value.index_select(axis, order.to(value.device))
+        if not bool(value.isfinite().all()):
+            broken.append(name)
+        values[slot.key] = value
+    if broken:
+        raise WeightsMismatch(
+            given.source, "holds NaN or infinity", broken, "give weights from before that"
+        )
+    with torch.no_grad():
+        for key, value in values.items():
+            targets[key].copy_(value)
+    return told + left
+
+
+@dataclass(frozen=True)
+class _Given:
+    """Weights in a layout.
+
+    Attributes:
+        names: without what stands before them all (as "module."); and what the source calls them.
+    """
+
+    layout: Layout
+    source: Source
+    names: Mapping[str, str]
+
+    def find(self, slot: Slot) -> str | None:
+        """The source's name of a slot's tensor; None where it has none."""
+        found = (self.names.get(name) for name in self.layout.candidates(slot))
+        return next((name for name in found if name is not None), None)
+
+    @property
+    def head(self) -> list[str]:
+        """The source's names of the tensors of its head."""
+        return [name for bare, name in self.names.items() if bare.startswith(self.layout.head)]
+
+    def unlike(self, slot: Slot, target: Tensor) -> str | None:
+        """What keeps a tensor of the source from taking a slot; None where nothing does."""
+        name = self.find(slot)
+        if name is None:
+            names = self.layout.candidates(slot)
+            return f"it lacks {names[0] if names else 'what takes the place of ' + slot.key}"
+        value, ours = self.source.tensors[name], tuple(target.shape)
+        if value.is_floating_point() != target.is_floating_point():
+            return f"{name} holds {value.dtype} where this model has {target.dtype}"
+        there, expected = tuple(value.shape), self.layout.shape(slot, ours)
+        if slot.reads_input and len(there) == 4:  # channels are adapted
+            there = there[0], ours[1], *there[2:]
+        if there in (ours, expected):
+            return None
+        return f"{name} has shape {tuple(value.shape)} where this model has {expected}"
+
+
+def _recognise(source: Source, body: Sequence[Slot]) -> _Given:
+    """Read names as the layout that explains most of a backbone.
+
+    Raises:
+        InputError: none explains any.
+    """
+    best: tuple[int, _Given | None] = (0, None)
+    for names in _stripped(source.tensors):
+        for layout in LAYOUTS:
+            bare = {name.removeprefix(layout.body): real for name, real in names.items()}
+            given = _Given(layout, source, bare)
+            explained = sum(given.find(slot) is not None for slot in body)
+            if explained > best[0]:
+                best = explained, given
+    if best[1] is None:
+        raise InputError(
+            f"{source.title} is in no layout that this model can be read from (it begins with "
+            f"{next(iter(source.tensors))}); known are {', '.join(each.title for each in LAYOUTS)}"
+        )
+    return best[1]
+
+
+def _stripped(names: Iterable[str]) -> Iterator[dict[str, str]]:
+    """Names without the first 0, 1, … parts that they all share, and what they stand for."""
+    bare = {name: name for name in names}
+    yield bare
+    while all("." in name for name in bare) and len({name.split(".")[0] for name in bare}) == 1:
+        bare = {name.partition(".")[2]: real for name, real in bare.items()}
+        yield bare
+
+
+def _check_body(given: _Given, body: Iterable[Slot], targets: Mapping[str, Tensor]) -> None:
+    """Compare names, shapes and kinds of numbers of all but the head.
+
+    Raises:
+        WeightsMismatch: they differ.
+    """
+    found, used = [], set(given.head)
+    for slot in body:
+        name = given.find(slot)
+        if name is None and slot.leaf == "num_batches_tracked":
+            continue
+        used.add(name or "")
+        if clause := given.unlike(slot, targets[slot.key]):
+            found.append(clause)
+    found += [f"it has {name}, which this model has not" for name in given.names.values()
+              if name not in used]  # fmt: skip
+    if found:
+        raise WeightsMismatch(
+            given.source, "is of another net", found, "build the model from the spec it is of"
+        )
+
+
+def _conventions(given: _Given, backbone: Backbone, body: Iterable[Slot]) -> list[str]:
+    """Compare what tensors do not show, as far as it is known.
+
+    Raises:
+        WeightsMismatch: a module whose strides, dilations or activations are others.
+    """
+    theirs = given.source.module
+    if theirs is None or given.source.spec is not None:
+        return unlike_specs(backbone, given.layout, given.source.spec)
+    owners = {
+        slot.key.rpartition(".")[0]: name.rpartition(".")[0]
+        for slot in body
+        if slot.leaf == "weight" and (name := given.find(slot)) is not None
+    }
+    found, told = unlike_modules(backbone, theirs, owners)
+    if found:
+        raise WeightsMismatch(
+            given.source, "has tensors of these shapes, but computes something else", found,
+            "build a model that computes the same, or give its state_dict() to load it all the "
+            "same",
+        )  # fmt: skip
+    return told
+
+
+def _head(
+    given: _Given, slots: Sequence[Slot], targets: Mapping[str, Tensor], head: nn.Module | None
+) -> tuple[list[Slot], list[str]]:
+    """The slots of the head that are loaded: all, none, or all but the classes; and why."""
+    if not given.head:
+        return [], [] if head is None else ["the head is left as drawn: these weights have none"]
+    if head is None:
+        names = ", ".join(dict.fromkeys(name.rpartition(".")[0] for name in given.head))
+        return [], [f"the classifier ({names}) is left out: a bare backbone has none"]
+    means = isinstance(head, Classifier) and head.pooling == "mean"
+    if given.layout is not OWN and not means:
+        return [], ["the head is left as drawn: it is no linear map of means, as theirs is"]
+    if spare := set(given.head) - {given.find(slot) for slot in slots}:
+        norm = "head.norm" in given.layout.names
+        advice = " (build with head={'norm': 'layer'} to load it)" if norm else ""
+        return [], [f"the head is left as drawn: it has no {min(spare)}{advice}"]
+    unlike = {slot: clause for slot in slots if (clause := given.unlike(slot, targets[slot.key]))}
+    if not unlike:
+        return list(slots), []
+    kept = [slot for slot in slots if slot.role != "head.linear"]
+    classes = [
+        (len(given.source.tensors[name]), len(targets[slot.key]))
+        for slot in unlike
+        if slot not in kept and (name := given.find(slot)) is not None
+    ]
+    if len(classes) == len(unlike) and classes[0][0] != classes[0][1]:
+        theirs, ours = classes[0]
+        return kept, [f"the classes are left as drawn: theirs are {theirs}, here {ours}"]
+    return [], [f"the head is left as drawn: {next(iter(unlike.values()))}"]
+
+
+def _adapted(given: int, wanted: int) -> str:
+    how = "summed over them" if wanted == 1 else f"repeated and rescaled by {given}/{wanted}"
+    return f"the stem takes {wanted} input channel(s), not {given}: its weights are {how}"
