@@ -75,40 +75,39 @@ def centred_orders(
 
 
 def unlike_modules(
-    backbone: Backbone, theirs: nn.Module, owners: Mapping[str, str]
+    backbone: Backbone, theirs: nn.Module, pairs: Mapping[str, nn.Module]
 ) -> tuple[list[str], list[str]]:
     """Compare two nets module by module.
 
     Args:
         backbone: ours.
-        theirs: the other one.
-        owners: names of our modules, and of theirs that take their place.
+        theirs: the other net.
+        pairs: names of its modules, and those of ours that take their place.
 
     Returns:
-        Clauses about what makes them other nets (strides, dilations, activations), and sentences
-        about what makes them slightly different ones (what is added to a variance).
+        Clauses about what makes it another net (strides, dilations, activations), and a sentence
+        about what makes it a slightly different one (what is added to a variance).
     """
+    # A net with an output stride of its own has dilations where the other one has strides.
     dilated = any(stage.dilation != 1 for stage in backbone.spec.stages)
-    other, eps = [], []
-    for name, their_name in owners.items():
-        our, their = backbone.get_submodule(name), theirs.get_submodule(their_name)
-        if isinstance(our, nn.Conv2d):
-            for field in ("stride", "dilation"):
-                ours, given = getattr(our, field), getattr(their, field, None)
-                # With an output stride of its own, a net has dilations for strides.
-                meant = dilated and given is not None and (ours < given or field == "dilation")
-                if given is not None and ours != given and not meant:
-                    other.append(f"{their_name} has {field} {given[-1]} where this model has "
-                                 f"{ours[-1]}")  # fmt: skip
-        elif isinstance(our, NORMS) and getattr(their, "eps", our.eps) != our.eps:
-            eps.append(f"{their_name} adds {their.eps:g} to a variance, this model {our.eps:g}")
+    other, added = [], []
+    for name, ours in pairs.items():
+        given = theirs.get_submodule(name)
+        if isinstance(ours, nn.Conv2d) and isinstance(given, nn.Conv2d):
+            if given.stride != ours.stride and not (dilated and given.stride > ours.stride):
+                other.append(f"{name} has stride {given.stride}, not {ours.stride}")
+            if given.dilation != ours.dilation and not dilated:
+                other.append(f"{name} has dilation {given.dilation}, not {ours.dilation}")
+        elif isinstance(ours, NORMS) and getattr(given, "eps", ours.eps) != ours.eps:
+            added.append(f"{name} adds {given.eps} to a variance, not {ours.eps} as this model")
+    activation = backbone.spec.activation
+    gates = {"relu"} if backbone.spec.attention == "se" else set()
     used = {type(module).__name__.lower().removesuffix("activation") for module in theirs.modules()}
     used &= set(ACTIVATIONS)
-    if used and backbone.spec.activation not in used:
-        other.append(f"its activation is {' and '.join(sorted(used))} where this model has "
-                     f"{backbone.spec.activation}")  # fmt: skip
-    more = f" (and {len(eps) - 1} more norms)" if len(eps) > 1 else ""
-    return other, [eps[0] + more] if eps else []
+    if used and not {activation} <= used <= {activation} | gates:
+        other.append(f"it activates by {' and '.join(sorted(used))}, not by {activation} alone")
+    more = f" (and so {len(added) - 1} more)" if len(added) > 1 else ""
+    return other, [f"{added[0]}{more}: the difference is small"] if added else []
 
 
 def unlike_specs(backbone: Backbone, layout: Layout, spec: Mapping[str, Any] | None) -> list[str]:

@@ -98,6 +98,15 @@ def slots(model: nn.Module) -> list[Slot]:
     return found
 
 
+def owner(model: nn.Module, slot: Slot) -> nn.Module:
+    """The module that a slot's tensor belongs to."""
+    backbone, head = parts(model)
+    path = slot.key.rpartition(".")[0]
+    if head is None or not slot.in_head:
+        return backbone.get_submodule(path)
+    return head.get_submodule(path.removeprefix("head."))
+
+
 def _place(path: list[str]) -> tuple[str, int, int]:
     match path:
         case ["stages", stage, "blocks", block, "shortcut", *_]:

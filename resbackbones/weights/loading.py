@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from resbackbones.core.backbone import Backbone
 from resbackbones.core.heads import Classifier
 from resbackbones.errors import InputError
 from resbackbones.weights.conventions import (
@@ -15,7 +14,7 @@ from resbackbones.weights.conventions import (
     unlike_modules,
     unlike_specs,
 )
-from resbackbones.weights.layouts import LAYOUTS, OWN, Layout, Slot, parts, slots, tensors
+from resbackbones.weights.layouts import LAYOUTS, OWN, Layout, Slot, owner, parts, slots, tensors
 from resbackbones.weights.sources import Source, read
 
 SHOWN = 3  # differences that a sentence lists
@@ -28,9 +27,8 @@ class WeightsMismatch(InputError):
         differences: one clause per difference; the sentence has the first few.
     """
 
-    def __init__(self, source: Source, what: str, differences: Sequence[str], do: str) -> None:
-        more = f" (and {len(differences) - SHOWN} more)" if len(differences) > SHOWN else ""
-        super().__init__(f"{source.title} {what}: {', '.join(differences[:SHOWN])}{more}; {do}")
+    def __init__(self, sentence: str, differences: Sequence[str] = ()) -> None:
+        super().__init__(sentence)
         self.differences = tuple(differences)
 
 
@@ -64,17 +62,23 @@ def load_weights(model: nn.Module, source: object) -> list[str]:
     >>> for sentence in rb.weights.load_weights(ours, theirs):
     ...     print(sentence)
     read in the layout of ResNets of torchvision, timm and CIFAR repositories
-    the stem takes 1 input channel(s), not 3: its weights are summed over them
     the classifier (fc) is left out: a bare backbone has none
+    the stem takes 1 input channel(s), not 3: its weights are summed over them
     """
     backbone, head = parts(model)
     everything, targets = slots(model), tensors(model)
+    if any(target.is_meta for target in targets.values()):
+        raise InputError(
+            "the model is on the meta device, so it can hold no weights; build it without, or "
+            "call model.to_empty(device='cpu')"
+        )
     body = [slot for slot in everything if not slot.in_head]
-    given = _recognise(read(source), body)
+    given = _recognise(read(source), body, backbone.spec.dims == 2)
     _check_body(given, body, targets)
-    told = [f"read in the layout of {given.layout.title}", *_conventions(given, backbone, body)]
     loaded, left = _head(given, [slot for slot in everything if slot.in_head], targets, head)
-
+    filled = [slot for slot in [*body, *loaded] if given.find(slot) is not None]
+    told = [f"read in the layout of {given.layout.title}", *_conventions(given, model, filled)]
+    told += left
     orders = centred_orders(backbone, everything) if given.layout.centred else {}
     if orders:
         told.append(
@@ -83,10 +87,8 @@ def load_weights(model: nn.Module, source: object) -> list[str]:
         )
     values: dict[str, Tensor] = {}
     broken = []
-    for slot in [*body, *loaded]:
-        name, target = given.find(slot), targets[slot.key]
-        if name is None:
-            continue  # a counter of batches, which old checkpoints lack
+    for slot in filled:
+        name, target = given.name(slot), targets[slot.key]
         value = given.source.tensors[name].detach()
         if slot.reads_input and value.shape[1] != target.shape[1]:
             told.append(_adapted(value.shape[1], target.shape[1]))
@@ -98,13 +100,12 @@ def load_weights(model: nn.Module, source: object) -> list[str]:
             broken.append(name)
         values[slot.key] = value
     if broken:
-        raise WeightsMismatch(
-            given.source, "holds NaN or infinity", broken, "give weights from before that"
-        )
+        do = "give weights saved before their training went astray"
+        raise _mismatch(given, "holds NaN or infinity", broken, do)
     with torch.no_grad():
         for key, value in values.items():
             targets[key].copy_(value)
-    return told + left
+    return told
 
 
 @dataclass(frozen=True)
@@ -113,16 +114,24 @@ class _Given:
 
     Attributes:
         names: without what stands before them all (as "module."); and what the source calls them.
+        adapts: whether a stem may take another number of channels.
     """
 
     layout: Layout
     source: Source
     names: Mapping[str, str]
+    adapts: bool
 
     def find(self, slot: Slot) -> str | None:
         """The source's name of a slot's tensor; None where it has none."""
         found = (self.names.get(name) for name in self.layout.candidates(slot))
         return next((name for name in found if name is not None), None)
+
+    def name(self, slot: Slot) -> str:
+        """The source's name of a tensor that it has."""
+        name = self.find(slot)
+        assert name is not None
+        return name
 
     @property
     def head(self) -> list[str]:
@@ -139,14 +148,21 @@ class _Given:
         if value.is_floating_point() != target.is_floating_point():
             return f"{name} holds {value.dtype} where this model has {target.dtype}"
         there, expected = tuple(value.shape), self.layout.shape(slot, ours)
-        if slot.reads_input and len(there) == 4:  # channels are adapted
+        if self.adapts and slot.reads_input and len(there) == 4:
             there = there[0], ours[1], *there[2:]
         if there in (ours, expected):
             return None
         return f"{name} has shape {tuple(value.shape)} where this model has {expected}"
 
 
-def _recognise(source: Source, body: Sequence[Slot]) -> _Given:
+def _mismatch(given: _Given, what: str, found: Sequence[str], do: str) -> WeightsMismatch:
+    more = f" (and {len(found) - SHOWN} more)" if len(found) > SHOWN else ""
+    return WeightsMismatch(
+        f"{given.source.title} {what}: {', '.join(found[:SHOWN])}{more}; {do}", found
+    )
+
+
+def _recognise(source: Source, body: Sequence[Slot], adapts: bool) -> _Given:
     """Read names as the layout that explains most of a backbone.
 
     Raises:
@@ -156,7 +172,7 @@ def _recognise(source: Source, body: Sequence[Slot]) -> _Given:
     for names in _stripped(source.tensors):
         for layout in LAYOUTS:
             bare = {name.removeprefix(layout.body): real for name, real in names.items()}
-            given = _Given(layout, source, bare)
+            given = _Given(layout, source, bare, adapts)
             explained = sum(given.find(slot) is not None for slot in body)
             if explained > best[0]:
                 best = explained, given
@@ -194,32 +210,28 @@ def _check_body(given: _Given, body: Iterable[Slot], targets: Mapping[str, Tenso
     found += [f"it has {name}, which this model has not" for name in given.names.values()
               if name not in used]  # fmt: skip
     if found:
-        raise WeightsMismatch(
-            given.source, "is of another net", found, "build the model from the spec it is of"
-        )
+        raise _mismatch(given, "is of another net", found, "build the model from the spec it is of")
 
 
-def _conventions(given: _Given, backbone: Backbone, body: Iterable[Slot]) -> list[str]:
+def _conventions(given: _Given, model: nn.Module, filled: Iterable[Slot]) -> list[str]:
     """Compare what tensors do not show, as far as it is known.
 
     Raises:
         WeightsMismatch: a module whose strides, dilations or activations are others.
     """
+    backbone, _ = parts(model)
     theirs = given.source.module
     if theirs is None or given.source.spec is not None:
         return unlike_specs(backbone, given.layout, given.source.spec)
-    owners = {
-        slot.key.rpartition(".")[0]: name.rpartition(".")[0]
-        for slot in body
-        if slot.leaf == "weight" and (name := given.find(slot)) is not None
+    pairs = {
+        given.name(slot).rpartition(".")[0]: owner(model, slot)
+        for slot in filled
+        if slot.leaf == "weight"
     }
-    found, told = unlike_modules(backbone, theirs, owners)
+    found, told = unlike_modules(backbone, theirs, pairs)
     if found:
-        raise WeightsMismatch(
-            given.source, "has tensors of these shapes, but computes something else", found,
-            "build a model that computes the same, or give its state_dict() to load it all the "
-            "same",
-        )  # fmt: skip
+        do = "build a model that computes the same, or give the state_dict() to load it even so"
+        raise _mismatch(given, "has tensors that fit, but computes something else", found, do)
     return told
 
 

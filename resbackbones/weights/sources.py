@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
 
 from resbackbones.core.backbone import Backbone
+from resbackbones.core.spec import BackboneSpec
 from resbackbones.errors import InputError
 
 # Under which checkpoints keep their state dict, in the order they are looked for.
@@ -100,31 +101,31 @@ def _folder(path: Path) -> Source:
     tensors = _tensors(_file(weights), str(path))
     try:
         fields = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
-        if "spec" in fields:
-            return Source(str(path), tensors, spec=fields["spec"])
-        return Source(str(path), tensors, _skeleton(path, fields, tensors))
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        skeleton = _skeleton(path, fields.get("model_type"), tensors)
+    except Exception as error:  # transformers finds a damaged configuration in many ways
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
             f"cannot read {config} ({reason}); save the model anew, or give the path of "
             f"{weights.name} alone"
         ) from error
+    spec = BackboneSpec.from_dict(fields["spec"]).to_dict() if "spec" in fields else None
+    return Source(str(path), tensors, skeleton, spec)
 
 
-def _skeleton(path: Path, fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Any:
+def _skeleton(path: Path, kind: object, tensors: Mapping[str, Tensor]) -> Any:
     """The net of a configuration of transformers without its numbers: it tells of strides."""
-    kind = fields.get("model_type")
     if kind not in ("resnet", "convnext", "bit"):
         return None
     classes = any(name.startswith(f"{kind}.") for name in tensors)
     maker = AutoModelForImageClassification if classes else AutoModel
     with torch.device("meta"):
-        made: PreTrainedModel = maker.from_config(AutoConfig.from_pretrained(path))
-    return made
+        return maker.from_config(AutoConfig.from_pretrained(path))
 
 
-def _tensors(values: Mapping[str, Any], title: str) -> dict[str, Tensor]:
+def _tensors(values: Any, title: str) -> dict[str, Tensor]:
     """The state dict in a checkpoint, which may hold one beside other things."""
+    if not isinstance(values, Mapping):
+        raise InputError(f"{title} holds a {type(values).__name__}; give a state dict in it")
     if not any(isinstance(value, Tensor) for value in values.values()):
         for key in NESTED:
             if isinstance(values.get(key), Mapping):

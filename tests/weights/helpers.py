@@ -76,7 +76,7 @@ def transformers_resnet(kind: str, **options: Any) -> nn.Module:
 
 def transformers_convnext(**options: Any) -> nn.Module:
     config = transformers.ConvNextConfig(
-        hidden_sizes=WIDTHS, depths=BLOCKS, num_labels=7, layer_norm_eps=1e-6, **options
+        hidden_sizes=WIDTHS, depths=BLOCKS, num_labels=7, **{"layer_norm_eps": 1e-6} | options
     )
     return transformers.ConvNextForImageClassification(config)
 
