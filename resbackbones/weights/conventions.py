@@ -39,38 +39,34 @@ def centred_orders(
     spec = backbone.spec
     if spec.shortcut != "pad" or spec.skip == "none" or spec.stem is None:
         return {}
-    orders = [
-        torch.arange(spec.stem.channels)
-    ]  # of the channels that flow into each stage, and out
+    orders = [torch.arange(spec.stem.channels)]  # as they flow into each stage, and out of the last
     for stage in spec.stages:
-        before = orders[-1]
-        extra = stage.channels - len(before)
-        left = extra // 2
-        outside = torch.arange(stage.channels)
-        added = torch.cat([outside[:left], outside[left + len(before) :]])
-        orders.append(torch.cat([before + left, added]))
+        passed, whole = orders[-1], torch.arange(stage.channels)
+        left = (stage.channels - len(passed)) // 2
+        orders.append(torch.cat([passed + left, whole[:left], whole[left + len(passed) :]]))
     slots = list(slots)
-    last = {(s.stage, s.block, s.role): s.index for s in slots}
-    found: dict[str, tuple[tuple[int, Tensor], ...]] = {}
+    last = {(slot.stage, slot.block, slot.role): slot.index for slot in slots}
+    found = {}
     for slot in slots:
-        into = orders[slot.stage + (slot.block > 0)]
-        out = orders[slot.stage + 1]
+        into, out = orders[slot.stage + (slot.block > 0)], orders[slot.stage + 1]
+        first = slot.index == 0
         ends = slot.index == last[slot.stage, slot.block, slot.role]
-        axes = []
-        if slot.role == "conv" and slot.index == 0:
-            axes.append((1, into))
-        if slot.role == "conv" and ends:
-            axes.append((0, out))
-        if slot.role == "norm" and spec.order == "pre" and slot.index == 0:
-            axes.append((0, into))
-        if slot.role == "norm" and spec.order != "pre" and ends:
-            axes.append((0, out))
-        if slot.role == "tail.norm":
-            axes.append((0, orders[-1]))
-        if slot.role == "head.linear" and slot.leaf == "weight":
-            axes.append((1, orders[-1]))
-        if axes and slot.leaf != "num_batches_tracked":
-            found[slot.key] = tuple(axes)
+        axes: tuple[tuple[int, Tensor], ...] = ()
+        match slot.role, slot.leaf:
+            case _, "num_batches_tracked":
+                pass
+            case "conv", _:
+                axes = ((1, into),) * first + ((0, out),) * ends
+            case "norm", _ if spec.order == "pre":  # before the convolution
+                axes = ((0, into),) * first
+            case "norm", _:
+                axes = ((0, out),) * ends
+            case "tail.norm", _:
+                axes = ((0, orders[-1]),)
+            case "head.linear", "weight":
+                axes = ((1, orders[-1]),)
+        if axes:
+            found[slot.key] = axes
     return found
 
 
