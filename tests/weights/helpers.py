@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import timm
 import torch
 import torchvision
 import transformers
+from timm.models._manipulate import reinit_non_persistent_buffers
 from timm.models.convnext import ConvNeXt
 from timm.models.resnetv2 import ResNetV2
 from torch import nn
@@ -57,6 +59,14 @@ def timm_resnet(block: str, **options: Any) -> nn.Module:
     return net.ResNet(getattr(net, block), BLOCKS, num_classes=7, **options)
 
 
+def edged(net: nn.Module) -> nn.Module:
+    """The net with zeros beyond the edges that its blurs see."""
+    for module in net.modules():
+        if isinstance(module, timm.layers.BlurPool2d):
+            module.pad_mode = "constant"
+    return net
+
+
 def torchvision_convnext() -> nn.Module:
     settings = [
         torchvision.models.convnext.CNBlockConfig(width, after, blocks)
@@ -81,6 +91,7 @@ def transformers_convnext(**options: Any) -> nn.Module:
     return transformers.ConvNextForImageClassification(config)
 
 
+BIT = (128, 256, 512, 1024)  # groups of 32 divide all of them
 WIDE = tuple(4 * width for width in WIDTHS)
 PEERS = {
     "torchvision basic": Peer(
@@ -118,6 +129,37 @@ PEERS = {
         lambda: timm_resnet("Bottleneck", block_args={"attn_layer": "eca"}),
         shallow("resnet50", attention="eca"),
     ),
+    "timm deep": Peer(
+        "timm",
+        lambda: timm_resnet("BasicBlock", stem_width=32, stem_type="deep", avg_down=True),
+        shallow("resnet18d"),
+    ),
+    "timm tiered eca": Peer(
+        "timm",
+        lambda: timm_resnet(
+            "Bottleneck", stem_width=32, stem_type="deep_tiered", avg_down=True,
+            block_args={"attn_layer": "eca"},
+        ),
+        shallow("ecaresnet50t"),
+    ),
+    "timm blurred": Peer(
+        "timm",
+        lambda: edged(timm_resnet("Bottleneck", aa_layer=timm.layers.BlurPool2d)),
+        shallow("resnetblur50"),
+    ),
+    "timm blurred basic": Peer(
+        "timm",
+        lambda: edged(timm_resnet("BasicBlock", aa_layer=timm.layers.BlurPool2d)),
+        shallow("resnet18", downsample="blur"),
+    ),
+    "timm bit": Peer(
+        "timm",
+        lambda: ResNetV2(
+            BLOCKS, BIT, num_classes=7, stem_chs=32, stem_type="fixed",
+            conv_layer=partial(timm.layers.StdConv2d, eps=1e-8),
+        ),
+        shallow("resnetv2_50x1_bit", BIT),
+    ),
     "timm pre-activated": Peer(
         "timm",
         lambda: ResNetV2(
@@ -148,6 +190,15 @@ PEERS = {
     "transformers bottleneck": Peer(
         "transformers", lambda: transformers_resnet("bottleneck"), shallow("resnet50", WIDE)
     ),
+    "transformers bit": Peer(
+        "transformers",
+        lambda: transformers.BitForImageClassification(
+            transformers.BitConfig(
+                embedding_size=32, hidden_sizes=BIT, depths=BLOCKS, num_labels=7
+            )
+        ),
+        shallow("resnetv2_50x1_bit", BIT),
+    ),
     "transformers convnext": Peer(
         "transformers", transformers_convnext, shallow("convnext_tiny", WIDTHS), NORM
     ),
@@ -158,7 +209,9 @@ def empty(make: Callable[[], Any]) -> Any:
     """A net in evaluation whose numbers are whatever memory held: all of them have to be set."""
     with torch.device("meta"):
         net = make()
-    return net.to_empty(device="cpu").eval()
+    net = net.to_empty(device="cpu").eval()
+    reinit_non_persistent_buffers(net)  # such as the weights of a blur
+    return net
 
 
 def perturbed(net: Any, seed: int = 0) -> Any:

@@ -224,6 +224,14 @@ def test_blur_pooling_is_refused_in_a_module() -> None:
     refused(ours, theirs, r"layer2.0.conv1 has stride \(1, 1\), not \(2, 2\)")
 
 
+def test_a_mirror_image_beyond_the_edges_is_said() -> None:
+    peer = PEERS["timm blurred basic"]
+    theirs = timm_resnet("BasicBlock", aa_layer=timm.layers.BlurPool2d)
+    for source in (theirs, theirs.state_dict()):
+        said = rb.weights.load_weights(peer.ours(), source)
+        assert len(said) == 2 and "see zeros beyond the edges" in said[1]
+
+
 def test_dilation_is_refused_in_a_module_and_free_in_ours() -> None:
     dilated = {"replace_stride_with_dilation": [False, False, True]}
     with torch.device("meta"):
