@@ -114,11 +114,6 @@ PEERS = {
         "torchvision", torchvision_convnext, shallow("convnext_tiny", WIDTHS), NORM
     ),
     "timm basic": Peer("timm", lambda: timm_resnet("BasicBlock"), shallow("resnet18")),
-    "timm resnext": Peer(
-        "timm",
-        lambda: timm_resnet("Bottleneck", cardinality=32, base_width=4),
-        shallow("resnext50_32x4d"),
-    ),
     "timm se": Peer(
         "timm",
         lambda: timm_resnet("Bottleneck", block_args={"attn_layer": "se"}),
