@@ -125,7 +125,9 @@ def unlike_specs(backbone: Backbone, layout: Layout, spec: Mapping[str, Any] | N
     else:
         like = dict.fromkeys(name for family in layout.families for name in family.like)
         nets = (differences(ours, KNOWN[name].to_dict()) for name in like)
-        unseen = [[net[field] for field in UNSEEN if field in net] for net in nets]
+        # A mean before a projection leaves no trace either; other shortcuts have other tensors.
+        fields = (*UNSEEN, "shortcut") if backbone.spec.shortcut == "average" else UNSEEN
+        unseen = [[net[field] for field in fields if field in net] for net in nets]
         found = min(unseen, key=len, default=[])
     if not found:
         return []

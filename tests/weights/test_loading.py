@@ -258,6 +258,11 @@ def test_another_activation_is_refused_in_a_module_and_said_of_tensors() -> None
     assert "computes something else: activation is 'tanh', not 'relu'" in said[1]
 
 
+def test_a_mean_in_the_shortcut_is_said() -> None:
+    said = rb.weights.load_weights(small(shortcut="average"), weights())
+    assert "computes something else: shortcut is 'average', not 'projection'" in said[1]
+
+
 def test_what_is_added_to_variances_is_said() -> None:
     peer = PEERS["transformers convnext"]
     theirs = perturbed(transformers_convnext(layer_norm_eps=1e-12))
