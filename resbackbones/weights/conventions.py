@@ -9,10 +9,13 @@ from torch import Tensor, nn
 
 from resbackbones.core.backbone import NORMS, Backbone
 from resbackbones.core.blocks import ACTIVATIONS
-from resbackbones.weights.layouts import Layout, Slot, differences
+from resbackbones.weights.layouts import KNOWN, Layout, Slot, differences
 
 # Fields of a spec that leave no trace in a state dict.
-UNSEEN = ("activation", "norm_eps", "shortcut_activation", "downsample")
+UNSEEN = (
+    "activation", "norm_eps", "norm_groups", "weight_standardized", "shortcut_activation",
+    "downsample", "stem.zero_padded",
+)  # fmt: skip
 
 
 def adapt_channels(weight: Tensor, channels: int) -> Tensor:
@@ -39,38 +42,34 @@ def centred_orders(
     spec = backbone.spec
     if spec.shortcut != "pad" or spec.skip == "none" or spec.stem is None:
         return {}
-    orders = [
-        torch.arange(spec.stem.channels)
-    ]  # of the channels that flow into each stage, and out
+    orders = [torch.arange(spec.stem.channels)]  # as they flow into each stage, and out of the last
     for stage in spec.stages:
-        before = orders[-1]
-        extra = stage.channels - len(before)
-        left = extra // 2
-        outside = torch.arange(stage.channels)
-        added = torch.cat([outside[:left], outside[left + len(before) :]])
-        orders.append(torch.cat([before + left, added]))
+        passed, whole = orders[-1], torch.arange(stage.channels)
+        left = (stage.channels - len(passed)) // 2
+        orders.append(torch.cat([passed + left, whole[:left], whole[left + len(passed) :]]))
     slots = list(slots)
-    last = {(s.stage, s.block, s.role): s.index for s in slots}
-    found: dict[str, tuple[tuple[int, Tensor], ...]] = {}
+    last = {(slot.stage, slot.block, slot.role): slot.index for slot in slots}
+    found = {}
     for slot in slots:
-        into = orders[slot.stage + (slot.block > 0)]
-        out = orders[slot.stage + 1]
+        into, out = orders[slot.stage + (slot.block > 0)], orders[slot.stage + 1]
+        first = slot.index == 0
         ends = slot.index == last[slot.stage, slot.block, slot.role]
-        axes = []
-        if slot.role == "conv" and slot.index == 0:
-            axes.append((1, into))
-        if slot.role == "conv" and ends:
-            axes.append((0, out))
-        if slot.role == "norm" and spec.order == "pre" and slot.index == 0:
-            axes.append((0, into))
-        if slot.role == "norm" and spec.order != "pre" and ends:
-            axes.append((0, out))
-        if slot.role == "tail.norm":
-            axes.append((0, orders[-1]))
-        if slot.role == "head.linear" and slot.leaf == "weight":
-            axes.append((1, orders[-1]))
-        if axes and slot.leaf != "num_batches_tracked":
-            found[slot.key] = tuple(axes)
+        axes: tuple[tuple[int, Tensor], ...] = ()
+        match slot.role, slot.leaf:
+            case _, "num_batches_tracked":
+                pass
+            case "conv", _:
+                axes = ((1, into),) * first + ((0, out),) * ends
+            case "norm", _ if spec.order == "pre":  # before the convolution
+                axes = ((0, into),) * first
+            case "norm", _:
+                axes = ((0, out),) * ends
+            case "tail.norm", _:
+                axes = ((0, orders[-1]),)
+            case "head.linear", "weight":
+                axes = ((1, orders[-1]),)
+        if axes:
+            found[slot.key] = axes
     return found
 
 
@@ -96,8 +95,10 @@ def unlike_modules(
         if isinstance(ours, nn.Conv2d) and isinstance(given, nn.Conv2d):
             if given.stride != ours.stride and not (dilated and given.stride > ours.stride):
                 other.append(f"{name} has stride {given.stride}, not {ours.stride}")
-            if given.dilation != ours.dilation and not dilated:
-                other.append(f"{name} has dilation {given.dilation}, not {ours.dilation}")
+            for field in () if dilated else ("dilation", "padding"):
+                theirs_is, ours_is = getattr(given, field), getattr(ours, field)
+                if theirs_is != ours_is:
+                    other.append(f"{name} has {field} {theirs_is}, not {ours_is}")
         elif isinstance(ours, NORMS) and getattr(given, "eps", ours.eps) != ours.eps:
             added.append(f"{name} adds {given.eps} to a variance, not {ours.eps} as this model")
     activation = backbone.spec.activation
@@ -120,12 +121,31 @@ def unlike_specs(backbone: Backbone, layout: Layout, spec: Mapping[str, Any] | N
     """
     ours = backbone.spec.to_dict()
     if spec is not None:
-        found = differences(ours, spec)
-    elif layout.like:
-        nearest = next(iter(layout.like.values())).to_dict()
-        found = differences({k: ours[k] for k in UNSEEN}, {k: nearest[k] for k in UNSEEN})
+        found = list(differences(ours, spec).values())
     else:
-        found = []
+        like = dict.fromkeys(name for family in layout.families for name in family.like)
+        nets = (differences(ours, KNOWN[name].to_dict()) for name in like)
+        # A mean before a projection leaves no trace either; other shortcuts have other tensors.
+        fields = (*UNSEEN, "shortcut") if backbone.spec.shortcut == "average" else UNSEEN
+        unseen = [[net[field] for field in fields if field in net] for net in nets]
+        found = min(unseen, key=len, default=[])
     if not found:
         return []
     return [f"the tensors fit, but this model computes something else: {', '.join(found)}"]
+
+
+def unlike_blurs(backbone: Backbone, theirs: nn.Module | None) -> list[str]:
+    """A sentence about the edges, where our blurs may not be theirs (None where it is not known).
+
+    Ours see zeros beyond them, so that padding changes nothing; timm's see a mirror image, unless
+    made with `aa_layer="blurpc"`."""
+    if backbone.spec.downsample != "blur":
+        return []
+    if theirs is not None and not any(
+        getattr(module, "pad_mode", "") == "reflect" for module in theirs.modules()
+    ):
+        return []
+    return [
+        "the blurs of this model see zeros beyond the edges of a picture, those of timm (but for "
+        "aa_layer='blurpc') a mirror image: near the edges features differ"
+    ]

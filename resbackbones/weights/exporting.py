@@ -7,9 +7,7 @@ from resbackbones.core.backbone import Backbone
 from resbackbones.core.heads import Classifier
 from resbackbones.core.spec import BackboneSpec
 from resbackbones.errors import InputError, nearest
-from resbackbones.weights.layouts import LAYOUTS, Layout, differences, parts, slots, tensors
-
-LIBRARIES = tuple(dict.fromkeys(name for layout in LAYOUTS for name in layout.libraries))
+from resbackbones.weights.layouts import KNOWN, LAYOUTS, Layout, differences, parts, slots, tensors
 
 
 def export_weights(model: nn.Module, library: str) -> dict[str, Tensor]:
@@ -21,7 +19,9 @@ def export_weights(model: nn.Module, library: str) -> dict[str, Tensor]:
         library: "torchvision", "timm" or "transformers".
 
     Returns:
-        A state dict, copied, which `load_state_dict(…, strict=True)` takes.
+        A state dict, copied, which `load_state_dict(…, strict=True)` takes. What is no tensor the
+        other model has to be given: `layer_norm_eps=1e-6` in transformers' ConvNeXt, and
+        `aa_layer="blurpc"` in timm's blurred ResNets.
 
     Raises:
         InputError: an unknown library, or a model that has no like there: with what differs.
@@ -53,24 +53,24 @@ def _layout(backbone: Backbone, head: nn.Module | None, library: str) -> Layout:
     Raises:
         InputError: none, and what keeps the model from the nearest one.
     """
-    if library not in LIBRARIES:
-        raise InputError(f"library={library!r} is not known; {nearest(library, LIBRARIES)}")
-    best: tuple[list[str], str] | None = None
-    for layout in LAYOUTS:
-        for name, like in layout.like.items() if library in layout.libraries else ():
-            found = differences(backbone.spec.to_dict(), like.to_dict(), layout.libraries[library])
-            found += [*_attention_differences(backbone.spec), *_head_differences(layout, head)]
-            if not found:
-                return layout
-            if best is None or len(found) < len(best[0]):
-                best = found, name
-    assert best is not None  # every library has a layout
-    found, name = best
+    every = [(layout, family) for layout in LAYOUTS for family in layout.families]
+    families = [(layout, family) for layout, family in every if family.library == library]
+    if not families:
+        known = sorted({family.library for _, family in every})
+        raise InputError(f"library={library!r} is not known; {nearest(library, known)}")
+    spec, candidates = backbone.spec.to_dict(), []
+    for layout, family in families:
+        beside = [*_attention_differences(backbone.spec), *_head_differences(layout, head)]
+        for name in family.like:
+            unlike = differences(spec, KNOWN[name].to_dict(), family.free)
+            candidates.append(([*unlike.values(), *beside], name, layout))
+    found, name, layout = min(candidates, key=lambda candidate: len(candidate[0]))
+    if not found:
+        return layout
+    more = f" (and {len(found) - 4} more)" if len(found) > 4 else ""
     raise InputError(
         f"{library} has no model of this spec; the nearest, its {name}, differs: "
-        f"{', '.join(found[:4])}"
-        + (f" (and {len(found) - 4} more)" if len(found) > 4 else "")
-        + "; load the weights into a model of resbackbones instead"
+        f"{', '.join(found[:4])}{more}; load the weights into a model of resbackbones instead"
     )
 
 
@@ -95,4 +95,4 @@ def _head_differences(layout: Layout, head: nn.Module | None) -> list[str]:
         "head.bias": head.linear.bias is not None,
     }
     theirs = {"head.norm": norm, "head.pooling": "mean", "head.bias": True}
-    return differences(ours, theirs)
+    return list(differences(ours, theirs).values())

@@ -7,14 +7,13 @@ what stands there in another library. Nothing is written per direction, or per n
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from resbackbones.core.backbone import NORMS, Backbone
 from resbackbones.core.blocks import Residual
-from resbackbones.core.spec import BackboneSpec
 from resbackbones.core.zoo import SPECS
 from resbackbones.errors import InputError
 
@@ -37,6 +36,11 @@ class Slot:
     stage: int = 0
     block: int = 0
     index: int = 0
+
+    @property
+    def owner(self) -> str:
+        """The name of its module; what a weight is standardised by is no module of its own."""
+        return _plain(self.key).rpartition(".")[0]
 
     @property
     def in_head(self) -> bool:
@@ -80,7 +84,7 @@ def slots(model: nn.Module) -> list[Slot]:
     places: dict[str, tuple[str, int, int, int]] = {}
     found = []
     for key in tensors(model):
-        owner, _, leaf = key.rpartition(".")
+        owner, _, leaf = _plain(key).rpartition(".")
         path = owner.split(".")
         if path[0] == "head":
             found.append(Slot(key, owner, leaf))
@@ -98,13 +102,17 @@ def slots(model: nn.Module) -> list[Slot]:
     return found
 
 
+def _plain(key: str) -> str:
+    standardised = ".parametrizations.weight.original"
+    return key.removesuffix(standardised) + ".weight" if key.endswith(standardised) else key
+
+
 def owner(model: nn.Module, slot: Slot) -> nn.Module:
     """The module that a slot's tensor belongs to."""
     backbone, head = parts(model)
-    path = slot.key.rpartition(".")[0]
     if head is None or not slot.in_head:
-        return backbone.get_submodule(path)
-    return head.get_submodule(path.removeprefix("head."))
+        return backbone.get_submodule(slot.owner)
+    return head.get_submodule(slot.owner.removeprefix("head."))
 
 
 def _place(path: list[str]) -> tuple[str, int, int]:
@@ -129,6 +137,21 @@ _KINDS: dict[str, Any] = {"norm": NORMS, "conv": nn.Conv2d, "eca": nn.Conv1d, "s
 
 
 @dataclass(frozen=True)
+class Family:
+    """Nets that a library makes.
+
+    Attributes:
+        library: as "timm".
+        like: names of nets, in `KNOWN`.
+        free: fields of a spec that the library can make otherwise than they have them.
+    """
+
+    library: str
+    like: tuple[str, ...]
+    free: frozenset[str]
+
+
+@dataclass(frozen=True)
 class Layout:
     """How a family of nets elsewhere names its tensors.
 
@@ -140,8 +163,7 @@ class Layout:
             several names the first one is written, and each is read.
         body: stands before every name but the classifier's, in a model that has one.
         flat, square: roles without, and with, two trailing axes of one position where we differ.
-        like: nets of this family, by their names there.
-        libraries: which ones hold such nets, and which fields of a spec are free in theirs.
+        families: the nets with these names.
         centred: an option A shortcut there puts its zero channels on both sides.
     """
 
@@ -151,8 +173,7 @@ class Layout:
     body: str = ""
     flat: frozenset[str] = frozenset()
     square: frozenset[str] = frozenset()
-    like: Mapping[str, BackboneSpec] = field(default_factory=dict)
-    libraries: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    families: tuple[Family, ...] = ()
     centred: bool = False
 
     def candidates(self, slot: Slot) -> tuple[str, ...]:
@@ -194,45 +215,65 @@ def _each(name: str | tuple[str, ...]) -> tuple[str, ...]:
     return (name,) if isinstance(name, str) else name
 
 
-def _free(*names: str) -> frozenset[str]:
-    return frozenset(names)
-
-
-def _zoo(*names: str) -> dict[str, BackboneSpec]:
-    return {name: SPECS[name] for name in names}
-
-
+_BLUR18 = replace(SPECS["resnet18"], downsample="blur")
 _V2_18 = replace(SPECS["resnet18"], order="pre", stem=SPECS["resnetv2_50"].stem)
-_BOTTLENECK = _free("branch.ratio", "branch.groups")
-_WIDTHS = _free("stages.channels", "stem.channels")
+# Specs of published nets, by their names in the libraries.
+KNOWN = SPECS | {"resnetblur18": _BLUR18, "resnetv2_18": _V2_18}
+
+_BOTTLENECK = frozenset({"branch.ratio", "branch.groups"})
+_WIDTHS = frozenset({"stages.channels", "stem.channels"})
+_TIERS = frozenset({"stem.before.channels"})
+_ATTENTION = frozenset({"attention"})
 
 OWN = OwnLayout("models of resbackbones", "", {}, body="backbone.")
 
+_RESNET = Layout(
+    "ResNets of torchvision, timm and CIFAR repositories",
+    "layer{s1}.{b}",
+    {
+        "stem.conv0": "conv1",
+        "stem.norm0": "bn1",
+        "conv": "{block}.conv{i1}",
+        "norm": "{block}.bn{i1}",
+        "squeeze": "{block}.se.fc1",
+        "excite": "{block}.se.fc2",
+        "eca": "{block}.se.conv",
+        "shortcut.conv": ("{block}.downsample.0", "{block}.shortcut.0"),
+        "shortcut.norm": ("{block}.downsample.1", "{block}.shortcut.1"),
+        "tail.norm": ("bn1", "bn"),
+        "head.linear": ("fc", "linear"),
+    },
+    square=frozenset({"squeeze", "excite"}),
+    families=(
+        Family("torchvision", ("resnet50", "resnet18"), _BOTTLENECK),
+        Family(
+            "timm",
+            ("resnet50", "resnet18", "resnetblur50", "resnetblur18"),
+            _BOTTLENECK | _ATTENTION,
+        ),
+    ),
+    centred=True,
+)
+
 LAYOUTS = (
     OWN,
+    _RESNET,
     Layout(
-        "ResNets of torchvision, timm and CIFAR repositories",
-        "layer{s1}.{b}",
+        "ResNet-Ds of timm",
+        _RESNET.block,
         {
-            "stem.conv0": "conv1",
-            "stem.norm0": "bn1",
-            "conv": "{block}.conv{i1}",
-            "norm": "{block}.bn{i1}",
-            "squeeze": "{block}.se.fc1",
-            "excite": "{block}.se.fc2",
-            "eca": "{block}.se.conv",
-            "shortcut.conv": ("{block}.downsample.0", "{block}.shortcut.0"),
-            "shortcut.norm": ("{block}.downsample.1", "{block}.shortcut.1"),
-            "tail.norm": ("bn1", "bn"),
-            "head.linear": ("fc", "linear"),
+            **_RESNET.names,
+            "stem.conv0": "conv1.0",
+            "stem.norm0": "conv1.1",
+            "stem.conv1": "conv1.3",
+            "stem.norm1": "conv1.4",
+            "stem.conv2": "conv1.6",
+            "stem.norm2": "bn1",
+            "shortcut.conv": "{block}.downsample.1",
+            "shortcut.norm": "{block}.downsample.2",
         },
-        square=frozenset({"squeeze", "excite"}),
-        like=_zoo("resnet50", "resnet18"),
-        libraries={
-            "torchvision": _BOTTLENECK,
-            "timm": _BOTTLENECK | {"attention"},
-        },
-        centred=True,
+        square=_RESNET.square,
+        families=(Family("timm", ("resnet50d", "resnet18d"), _BOTTLENECK | _ATTENTION | _TIERS),),
     ),
     Layout(
         "wide ResNets of CIFAR repositories",
@@ -245,7 +286,6 @@ LAYOUTS = (
             "tail.norm": "bn1",
             "head.linear": "fc",
         },
-        like=_zoo("wrn_28_10"),
     ),
     Layout(
         "pre-activated ResNets of timm",
@@ -259,8 +299,11 @@ LAYOUTS = (
             "head.linear": "head.fc",
         },
         square=frozenset({"head.linear"}),
-        like=_zoo("resnetv2_50") | {"resnetv2_18": _V2_18},
-        libraries={"timm": _BOTTLENECK | _WIDTHS},
+        families=(
+            Family(
+                "timm", ("resnetv2_50", "resnetv2_18", "resnetv2_50x1_bit"), _BOTTLENECK | _WIDTHS
+            ),
+        ),
     ),
     Layout(
         "ResNets of transformers",
@@ -275,8 +318,21 @@ LAYOUTS = (
             "head.linear": "classifier.1",
         },
         body="resnet.",
-        like=_zoo("resnet50", "resnet18"),
-        libraries={"transformers": _WIDTHS},
+        families=(Family("transformers", ("resnet50", "resnet18"), _WIDTHS),),
+    ),
+    Layout(
+        "BiTs of transformers",
+        "encoder.stages.{s}.layers.{b}",
+        {
+            "stem.conv0": "embedder.convolution",
+            "conv": "{block}.conv{i1}",
+            "norm": "{block}.norm{i1}",
+            "shortcut.conv": "{block}.downsample.conv",
+            "tail.norm": "norm",
+            "head.linear": "classifier.1",
+        },
+        body="bit.",
+        families=(Family("transformers", ("resnetv2_50x1_bit",), _WIDTHS),),
     ),
     Layout(
         "ConvNeXts of torchvision",
@@ -295,8 +351,7 @@ LAYOUTS = (
             "head.linear": "classifier.2",
         },
         flat=frozenset({"conv1", "conv2"}),
-        like=_zoo("convnext_tiny"),
-        libraries={"torchvision": _WIDTHS},
+        families=(Family("torchvision", ("convnext_tiny",), _WIDTHS),),
     ),
     Layout(
         "ConvNeXts of timm",
@@ -315,8 +370,7 @@ LAYOUTS = (
             "head.linear": "head.fc",
         },
         flat=frozenset({"conv1", "conv2", "scale"}),
-        like=_zoo("convnext_tiny"),
-        libraries={"timm": _WIDTHS},
+        families=(Family("timm", ("convnext_tiny",), _WIDTHS),),
     ),
     Layout(
         "ConvNeXts of transformers",
@@ -336,32 +390,31 @@ LAYOUTS = (
         },
         body="convnext.",
         flat=frozenset({"conv1", "conv2", "scale"}),
-        like=_zoo("convnext_tiny"),
-        libraries={"transformers": _WIDTHS},
+        families=(Family("transformers", ("convnext_tiny",), _WIDTHS),),
     ),
 )
 
 
 def differences(
     ours: Mapping[str, Any], theirs: Mapping[str, Any], free: frozenset[str] = frozenset()
-) -> list[str]:
+) -> dict[str, str]:
     """Where two specs (as `to_dict` gives them) differ, but for `free` fields and those that only
-    training reads: "norm is 'group', not 'batch'"."""
+    training reads: "norm is 'group', not 'batch'", by the field's name."""
     left, right = _flat(ours), _flat(theirs)
-    return [
-        f"{name} is {left.get(name)!r}, not {right.get(name)!r}"
+    return {
+        name: f"{name} is {left.get(name)!r}, not {right.get(name)!r}"
         for name in dict.fromkeys([*left, *right])
         if left.get(name) != right.get(name)
         and re.sub(r"\.\d+", "", name) not in free | _ALWAYS_FREE
-    ]
+    }
 
 
 _ALWAYS_FREE = frozenset({"stages.blocks", "in_channels", "init", "dropout", "drop_path"})
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:
-    """Nested fields under dotted names, stages counted from 1."""
-    if isinstance(value, list | tuple) and name in ("stages", "tail"):
+    """Nested fields under dotted names, items counted from 1."""
+    if isinstance(value, list | tuple) and any(isinstance(item, Mapping) for item in value):
         value = {str(number): item for number, item in enumerate(value, 1)}
     if not isinstance(value, Mapping):
         return {name: value}

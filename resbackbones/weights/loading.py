@@ -11,6 +11,7 @@ from resbackbones.errors import InputError
 from resbackbones.weights.conventions import (
     adapt_channels,
     centred_orders,
+    unlike_blurs,
     unlike_modules,
     unlike_specs,
 )
@@ -35,10 +36,10 @@ class WeightsMismatch(InputError):
 def load_weights(model: nn.Module, source: object) -> list[str]:
     """Load weights of this library or another one into a model, or into a bare `Backbone`.
 
-    Read are ResNets (18 to 152, ResNeXt, wide, SE) and ConvNeXts of torchvision, timm and
-    transformers, timm's pre-activated ResNets, the ResNets and wide ResNets of CIFAR repositories,
-    and our own. A stem of another number of input channels is summed (to one) or repeated and
-    rescaled; classes of another number are left as they were drawn.
+    Read are ResNets (18 to 152, ResNeXt, wide, SE, ECA, D, blurred), pre-activated ResNets, BiTs
+    and ConvNeXts of torchvision, timm and transformers, the ResNets and wide ResNets of CIFAR
+    repositories, and our own. An image net's stem of another number of input channels is summed
+    (to one) or repeated and rescaled; classes of another number are left as they were drawn.
 
     Where the stride of a bottleneck stands (in its first 1x1 convolution, "v1", or in its 3x3 one,
     "v1.5", as here) cannot be told from tensors; a module, or a folder of transformers with its
@@ -222,7 +223,8 @@ def _conventions(given: _Given, model: nn.Module, filled: Iterable[Slot]) -> lis
     backbone, _ = parts(model)
     theirs = given.source.module
     if theirs is None or given.source.spec is not None:
-        return unlike_specs(backbone, given.layout, given.source.spec)
+        told = unlike_specs(backbone, given.layout, given.source.spec)
+        return told if given.layout is OWN else [*told, *unlike_blurs(backbone, None)]
     pairs = {
         given.name(slot).rpartition(".")[0]: owner(model, slot)
         for slot in filled
@@ -232,7 +234,7 @@ def _conventions(given: _Given, model: nn.Module, filled: Iterable[Slot]) -> lis
     if found:
         do = "build a model that computes the same, or give the state_dict() to load it even so"
         raise _mismatch(given, "has tensors that fit, but computes something else", found, do)
-    return told
+    return [*told, *unlike_blurs(backbone, theirs)]
 
 
 def _head(

@@ -138,6 +138,9 @@ class WideNet(nn.Module):
         return self.fc(self.bn1(x).relu().mean((2, 3)))
 
 
+STAGES = rb.SPECS["resnet20"].stages
+
+
 def image() -> Tensor:
     return torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
@@ -148,7 +151,7 @@ def image() -> Tensor:
         (Net((16, 32, 64), 3, "post", True), "resnet20", {}, True),
         (Net((16, 32, 64), 3, "post", False), "resnet20", {"shortcut": "projection"}, False),
         (Net((64, 128, 256, 512), 2, "post", False), "resnet18_small", {}, False),
-        (Net((16, 32, 64), 18, "pre", True), "preact_resnet110", {}, True),
+        (Net((16, 32, 64), 3, "pre", True), "preact_resnet110", {"stages": STAGES}, True),
         (WideNet(4, 1), "wrn_10_4", {}, False),
     ],
     ids=["option A", "option B", "of ImageNet", "pre-activated", "wide"],

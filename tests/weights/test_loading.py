@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 import torchvision
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from timm.models._manipulate import adapt_input_conv
 from torch import nn
@@ -116,6 +116,7 @@ def test_channels_are_adapted_as_timm_does(channels: int) -> None:
     assert torch.equal(written, adapt_input_conv(channels, stem))
 
 
+@settings(max_examples=30)
 @given(st.integers(1, 6), st.integers(0, 3), st.integers(0, 2**31))
 def test_a_picture_alike_in_all_channels_is_seen_alike(read: int, times: int, seed: int) -> None:
     stem = torch.randn(4, read, 3, 3, generator=torch.Generator().manual_seed(seed))
@@ -224,6 +225,14 @@ def test_blur_pooling_is_refused_in_a_module() -> None:
     refused(ours, theirs, r"layer2.0.conv1 has stride \(1, 1\), not \(2, 2\)")
 
 
+def test_a_mirror_image_beyond_the_edges_is_said() -> None:
+    peer = PEERS["timm blurred basic"]
+    theirs = timm_resnet("BasicBlock", aa_layer=timm.layers.BlurPool2d)
+    for source in (theirs, theirs.state_dict()):
+        said = rb.weights.load_weights(peer.ours(), source)
+        assert len(said) == 2 and "see zeros beyond the edges" in said[1]
+
+
 def test_dilation_is_refused_in_a_module_and_free_in_ours() -> None:
     dilated = {"replace_stride_with_dilation": [False, False, True]}
     with torch.device("meta"):
@@ -247,6 +256,11 @@ def test_another_activation_is_refused_in_a_module_and_said_of_tensors() -> None
     odd = small(activation="tanh")
     said = rb.weights.load_weights(odd, weights())
     assert "computes something else: activation is 'tanh', not 'relu'" in said[1]
+
+
+def test_a_mean_in_the_shortcut_is_said() -> None:
+    said = rb.weights.load_weights(small(shortcut="average"), weights())
+    assert "computes something else: shortcut is 'average', not 'projection'" in said[1]
 
 
 def test_what_is_added_to_variances_is_said() -> None:
