@@ -9,6 +9,7 @@ from hypothesis import settings
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Seeded like every other test: the same examples each time, and no folder of past ones.
-# `--hypothesis-profile=default` draws new ones.
+# `--hypothesis-profile=fresh` draws new ones. Neither minds how long one takes: machines differ.
 settings.register_profile("seeded", derandomize=True, database=None, deadline=None)
+settings.register_profile("fresh", database=None, deadline=None)
 settings.load_profile("seeded")

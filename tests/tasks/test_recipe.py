@@ -215,7 +215,7 @@ def test_two_processes_tell_one_result(recordings: Path, tmp_path: Path) -> None
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.count("tones, test split") == 1 and ended.stdout.count("MFCC by") == 2
+    assert ended.stdout.count("tones, test split") == ended.stdout.count("the baseline …") == 1
     assert ended.stderr.count("epoch 2/2") == 1
     results = json.loads((tmp_path / "out" / "results.json").read_text())["seed 0"]
     model = ResidualForAudioClassification.from_pretrained(tmp_path / "out" / "seed-0" / "model")
