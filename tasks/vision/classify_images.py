@@ -46,6 +46,11 @@ class Config(Recipe):
     shift: float = 1 / 16
     """How far training images are moved at most, as a share of their side; with 100 epochs and more
     1/8 is usual for CIFAR."""
+    start: float = 1.0
+    """Side of training images in the first epoch, as a share of the full one: smaller ones cost
+    less (1: full from the first)."""
+    growth: int = 0
+    """Epochs in which they grow to their full side."""
     epochs: int = 11
     batch_size: int = 128
     optimizer: Kind = "sgd"
@@ -68,7 +73,8 @@ def experiment(config: Config) -> Experiment:
     build()  # what does not fit together is told before the images are read
     train, validation, test = each(splits, lambda part: items(config, part, processor))
     if config.augment:
-        train.augment = Augment(flip=True, shift=round(config.shift * min(size.values())))
+        shift = round(config.shift * min(size.values()))
+        train.augment = Augment(flip=True, shift=shift, start=config.start, growth=config.growth)
     found = f"The {said}{'; they are grey (--channels 1)' if channels == 1 else ''}."
     simple = partial(baseline, train, validation, test)
     return Experiment(splits, train, validation, test, build, simple, found)

@@ -1,5 +1,6 @@
 """Grad-CAM finds what a classifier looks at, and leaves the model as it was."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from resbackbones.vision import (
     grad_cam,
     overlay,
 )
+from resbackbones.vision.explain import _over_the_input
 
 
 def looker(**options: Any) -> ResidualForImageClassification:
@@ -98,10 +100,37 @@ def test_the_map_is_that_of_the_paper() -> None:
     feature, gradient = kept["feature"].detach()[0], kept["feature"].grad[0]
     weights = gradient.mean((1, 2))
     heat = functional.relu(torch.einsum("k,khw->hw", weights, feature))
-    expected = functional.interpolate((heat / heat.max())[None, None], (40, 52), mode="bilinear")
-    torch.testing.assert_close(grad_cam(model, x, 2, stage=1), expected[0, 0])
+    found = grad_cam(model, x, 2, stage=1)
+    cells = heat / heat.max()
+    torch.testing.assert_close(found[::2, ::2], cells, atol=1e-5, rtol=0)  # where they stand
+    between = (cells[:, 1:] + cells[:, :-1]) / 2
+    torch.testing.assert_close(found[::2, 1:-1:2], between, atol=1e-5, rtol=0)
     likeliest = int(logits.argmax())
     assert torch.equal(grad_cam(model, x), grad_cam(model, x, likeliest))
+
+
+@pytest.mark.parametrize("spec", ["resnet18", "resnet20", "convnext_tiny", "resnet14_small"])
+def test_the_map_lies_where_its_cells_look(spec: str) -> None:
+    """The pixels whose gradients a cell has lie evenly around the cell's place."""
+    torch.manual_seed(0)
+    small = rb.SPECS[spec]
+    small = replace(small, stages=tuple(replace(s, channels=8, blocks=1) for s in small.stages))
+    small = replace(small, stem=replace(small.stem, channels=8), init="he", in_channels=3)
+    model = ResidualForImageClassification.build(small, num_labels=2, norm="layer").eval()
+    for stage in range(len(small.stages)):
+        x = torch.randn(1, 3, 256, 256, requires_grad=True)
+        feature = model.backbone(x)[stage]
+        cell = feature.shape[2] // 2
+        (reached,) = torch.autograd.grad(feature[..., cell, cell].sum(), x)
+        rows = reached.abs().sum((0, 1, 3)).nonzero().double()
+        if rows.min() == 0 or rows.max() == 255:  # the image's rim cuts its window off
+            assert stage > 1
+            continue
+        heat = torch.zeros_like(feature[:, :1])
+        heat[..., cell, cell] = 1
+        place = _over_the_input(heat.detach(), small, stage, [256, 256])[0, 0].sum(1)
+        middle = (place * torch.arange(256)).sum() / place.sum()
+        assert middle.item() == pytest.approx((rows.min() + rows.max()).item() / 2, abs=0.01)
 
 
 @pytest.mark.parametrize("frozen", [False, True])
