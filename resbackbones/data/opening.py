@@ -253,7 +253,10 @@ def open_splits(
         assert validation.numbers is not None
         held_out = tuple(validation.numbers.tolist())
     if train_limit is not None:
-        train = train.select(stratified(kinds(train), train_limit))
+        rows = stratified(kinds(train), train_limit)
+        if len(rows) > train_limit and not required:  # more kinds than rows
+            rows = stratified(torch.zeros(len(train), dtype=torch.int64), train_limit)
+        train = train.select(rows)
     opened_sources = [whole, test] if held_out else [whole, validation, test]
     remarks = [r for source in opened_sources if source for r in source.remarks()]
     notes = (*opened.notes, *remarks)
