@@ -369,10 +369,14 @@ def decoder_to_dict(decoder: Decoder) -> dict[str, Any]:
 
 def enlarged(x: Tensor, factor: Stride, size: Sequence[int], mode: str = "bilinear") -> Tensor:
     """A map `(B, C, h, w)` made larger by whole factors, and cut to `size`."""
-    if max(factor) > 1:
-        aligned = {"align_corners": False} if mode == "bilinear" else {}
-        x = functional.interpolate(x, scale_factor=[float(f) for f in factor], mode=mode, **aligned)
-    return x[..., : size[0], : size[1]]
+    # `functional.interpolate` takes a size or factors; both together spare the cut, which would tie
+    # a captured graph to the sizes that need one.
+    high, wide = map(float, factor)
+    if max(factor) == 1:
+        return x
+    if mode == "nearest":
+        return torch.ops.aten.upsample_nearest2d(x, size, high, wide)
+    return torch.ops.aten.upsample_bilinear2d(x, size, False, high, wide)
 
 
 def _positions(size: Sequence[int], stride: Stride) -> tuple[int, int]:
