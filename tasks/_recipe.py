@@ -1,19 +1,18 @@
 """What every recipe shares: its fields, its command line, and all that happens around a training.
 
 A recipe is a `Config` of its own few fields and an `experiment` that says what is trained on what;
-seeds, evaluation, saving, printing and recording happen here, once, also under `torchrun`.
+seeds, evaluation, saving, printing and recording happen here, once, also under `torchrun`. What a
+saved model is used for stands in `_using.py`.
 """
 
 import math
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar
 
 import torch
-import transformers
 import tyro
 
 from resbackbones import report
@@ -21,32 +20,25 @@ from resbackbones.core.backbone import count_macs, count_parameters
 from resbackbones.core.spec import BackboneSpec
 from resbackbones.data import (
     Classes,
-    Column,
     Items,
     Source,
     Splits,
+    Target,
     open_dataset,
     open_splits,
     speaker_leak,
 )
 from resbackbones.errors import InputError
-from resbackbones.metrics import Confusion
+from resbackbones.metrics import Metric
 from resbackbones.pretrained import ResidualPreTrainedModel
-from resbackbones.train import Options, World, evaluate, fit
+from resbackbones.train import Options, Result, World, evaluate, fit
 from tasks import _running
-from tasks._telling import (
-    Run,
-    cells,
-    class_table,
-    header,
-    how_well_known,
-    left_out,
-    remarks,
-    table,
-    write_results,
-)
+from tasks._classes import KnownClasses, name_classes
+from tasks._telling import Run, remarks, table, write_results
 
 T = TypeVar("T")
+FOLDS = 5
+FEW = 30  # rows that say too little of an accuracy: its interval is 36 points wide at half
 if TYPE_CHECKING:
     Spec: TypeAlias = str | BackboneSpec
 else:  # what a command line can say
@@ -87,6 +79,10 @@ class Recipe(Options):
     seeds: tuple[int, ...] = (0,)
     """One training per seed."""
     seed: Annotated[int, tyro.conf.Suppress] = 0
+    folds: int | None = None
+    """Without a test split, measure by cross-validation in so many parts, a training for each;
+    0: on the validation split (5 where that has fewer than 30 rows and was held out of train)."""
+    fold: Annotated[tuple[int, int] | None, tyro.conf.Suppress] = None
     least_steps: int = 400
     """Updates that a training has at least: on few items it takes more epochs than --epochs."""
     output: Path | None = None
@@ -97,7 +93,7 @@ class Recipe(Options):
     """Train nothing: measure this saved model (…/seed-0/model) on --data, on its test split where
     there are several."""
     predict: tuple[Path, ...] = ()
-    """Train nothing: a saved model, and then files, whose classes it names."""
+    """Train nothing: a saved model, and then files, or folders of them, for it to answer."""
     record: bool = False
     """Write the result to results/, for a README."""
 
@@ -105,6 +101,8 @@ class Recipe(Options):
         super().__post_init__()
         if not self.seeds:
             raise InputError("--seeds is empty; give at least one, as --seeds 0")
+        if self.folds is not None and (self.folds < 0 or self.folds == 1):
+            raise InputError(f"--folds is {self.folds}; give 2 or more, or 0 for none")
         if self.least_steps < 0:
             raise InputError(f"--least-steps is {self.least_steps}; give a number from 0 up")
         if self.data is None and not self.predict:
@@ -123,32 +121,29 @@ class Recipe(Options):
         name = self.spec if isinstance(self.spec, str) else "net"
         return name if self.skip == "identity" else f"{name}-plain"
 
-    def open(self, kind: str) -> Splits:
-        """The splits of the data; `kind` is "image", "audio" or "text"."""
-        return open_splits(
-            str(self.data), train_limit=self.train_limit, on_bad=self.on_bad, **self._opening(kind)
+    def open(self, kind: str, target: Target | None = None) -> Splits:
+        """The splits of the data; `kind` is "image", "audio" or "text", the target `Classes()`."""
+        splits = open_splits(
+            str(self.data), train_limit=self.train_limit, **self._opening(kind, target or Classes())
         )
+        return splits if self.fold is None else splits.fold(*self.fold)
 
-    def open_alone(self, kind: str, names: Sequence[str]) -> Source:
-        """The split to measure a model of these classes on: the only one, else test, else
-        validation."""
-        return open_dataset(
-            str(self.data),
-            ("test", "validation", "train"),
-            target=KnownClasses(tuple(names)),
-            on_bad=self.on_bad,
-            **self._opening(kind),
-        )
+    def open_alone(self, kind: str, target: Target) -> Source:
+        """The split to measure a model on: the only one, else test, else validation."""
+        splits = ("test", "validation", "train")
+        return open_dataset(str(self.data), splits, **self._opening(kind, target))
 
-    def _opening(self, kind: str) -> dict[str, Any]:
+    def _opening(self, kind: str, target: Target) -> dict[str, Any]:
         columns = {
             "input": self.input_column,
-            "label": self.label_column,
+            target.role or "label": self.label_column,
             "group": self.group_column,
         }
         return {
             "columns": columns,
+            "target": target,
             "kind": kind,
+            "on_bad": self.on_bad,
             "group_pattern": self.group_pattern,
             "separator": self.separator,
             "encoding": self.encoding,
@@ -164,7 +159,8 @@ class Experiment:
         train, validation, test: the same as items. Without a test split `test` is `validation`;
             where train has the validation rows too, `validation` is None.
         build: a fresh model, drawn from torch's global generator; takes changes of its spec.
-        baseline: the strongest cheap one on the same rows: its name and what it takes for what.
+        baseline: the strongest cheap one on the same rows: its name, and a metric that has counted
+            its answers.
         found: what there is to say of the items before training: sizes, durations, lengths.
     """
 
@@ -173,7 +169,7 @@ class Experiment:
     validation: Items | None
     test: Items
     build: Callable[..., Any]
-    baseline: Callable[[], tuple[str, Confusion]]
+    baseline: Callable[[], tuple[str, Metric]]
     found: str
 
     @property
@@ -200,8 +196,11 @@ class Task:
         experiment: what it trains.
         items: a source as the items of a model with this processor, not augmented.
         model: the class of its models.
-        read: a file as what the pipeline takes, one input or more, for this processor.
+        read: a file as what `answer` takes, one input or more, for this processor.
         use: Python that loads `{model}` and calls it.
+        figures: of its metric, as they stand in the table; the first is the one recorded.
+        target: what a model of these classes is measured on.
+        answer: from a model to what it makes of an input, as cells of a table by their headings.
     """
 
     name: str
@@ -212,22 +211,9 @@ class Task:
     model: type[ResidualPreTrainedModel]
     read: Callable[[Path, Any], list[Any]]
     use: str
-
-
-def run(task: Task, arguments: Sequence[str] | None = None) -> None:
-    """Read the command line and do what it says."""
-    groups: dict[type, str] = {Recipe: "data", task.config: task.kind, Options: "training"}
-    _running.run(partial(begin, task), task.config, arguments, groups)
-
-
-def begin(task: Task, config: Recipe) -> None:
-    """Train, measure or predict."""
-    if config.predict:
-        predict(task, config)
-    elif config.evaluate is not None:
-        measure(task, config, config.evaluate)
-    else:
-        train(task, config)
+    figures: tuple[str, ...] = ("accuracy", "macro_f1", "calibration_error")
+    target: Callable[[tuple[str, ...]], Target] = KnownClasses
+    answer: Callable[[Any], Callable[[Any], Mapping[str, str]]] = name_classes
 
 
 # Training
@@ -242,22 +228,23 @@ def train(task: Task, config: Recipe) -> None:
         made = task.experiment(config)
         found(made, say)
         config = longer(config, len(made.train), world, say)
+        parts = folds(task, config, made, say)
         say("the baseline …", flush=True)
-        baseline = world.once(made.baseline)
-        accuracy = report.format_metric("accuracy", baseline[1].compute()["accuracy"])
-        say(f"{baseline[0]}: {accuracy}", flush=True)
+        baseline = world.once(lambda: together([part.baseline() for part in parts or [made]]))
+        figure = report.format_metric(task.figures[0], baseline[1].compute()[task.figures[0]])
+        say(f"{baseline[0]}: {figure}", flush=True)
         runs = []
         for seed in config.seeds:
             if len(config.seeds) > 1:
                 say(f"seed {seed}", flush=True)
-            runs.append(one_seed(made, config, folder / f"seed-{seed}", seed, world))
+            runs.append(one_seed(made, parts, config, folder / f"seed-{seed}", seed, world))
     except _running.Stopped as stopped:
         stopped.folder = folder
         stopped.further = [] if config.resume else ["--resume"]
         stopped.further += [] if config.output else ["--output", str(folder)]
         raise
     if world.first:
-        conclude(task, config, made, runs, baseline, folder)
+        conclude(task, config, made, len(parts), runs, baseline, folder)
 
 
 def found(made: Experiment, say: Callable[..., None]) -> None:
@@ -271,17 +258,67 @@ def found(made: Experiment, say: Callable[..., None]) -> None:
         say(_running.wrapped(line), flush=True)
 
 
-def one_seed(made: Experiment, config: Recipe, place: Path, seed: int, world: World) -> Run:
-    """Train, measure and save the model of one seed."""
-    torch.manual_seed(seed)
-    made.train.seed = seed
-    model = made.build()
-    result = fit(model, made.train, made.validation, replace(config, output=place, seed=seed))
-    confusion = model.metric()
-    evaluate(model, made.test, confusion, budget=config.budget)
+def folds(
+    task: Task, config: Recipe, made: Experiment, say: Callable[..., None]
+) -> list[Experiment]:
+    """The parts of a cross-validation; none where the data have a split that says enough."""
+    splits, rows = made.splits, len(made.test)
+    if splits.test is not None:
+        if config.folds:
+            raise InputError(
+                f"--folds {config.folds} is for data without a test split; leave it out"
+            )
+        return []
+    count = config.folds
+    if count is None:
+        count = FOLDS if splits.held_out and rows < FEW else 0
+        if count:
+            say(
+                f"{rows} held out rows say too little, so {count} more trainings cross-validate "
+                "(--folds 0: none)"
+            )
+    if count > len(made.train):
+        raise InputError(f"--folds {count} is more than the rows there are; give fewer")
+    return [task.experiment(replace(config, fold=(number, count))) for number in range(count)]
+
+
+def together(found: Sequence[tuple[str, Any]]) -> tuple[str, Any]:
+    """Baselines of several parts as one: the first one's name, all that they counted."""
+    (name, metric), *others = found
+    for _, other in others:
+        metric.merge(other)
+    return name, metric
+
+
+def one_seed(
+    made: Experiment,
+    parts: Sequence[Experiment],
+    config: Recipe,
+    place: Path,
+    seed: int,
+    world: World,
+) -> Run:
+    """Train, measure and save the model of one seed; with parts of a cross-validation, what is
+    measured are models trained on the rest of each, for as long, with nothing chosen on it."""
+
+    def trained(part: Experiment, validation: Items | None, output: Path) -> tuple[Any, Result]:
+        torch.manual_seed(seed)
+        part.train.seed = seed
+        model = part.build()
+        return model, fit(model, part.train, validation, replace(config, output=output, seed=seed))
+
+    model, result = trained(made, made.validation, place)
     if world.first:
         model.save_pretrained(place / "model")
-    return Run(seed, confusion, result)
+    metric = model.metric()
+    if not parts:
+        evaluate(model, made.test, metric, budget=config.budget)
+    for number, part in enumerate(parts, 1):
+        other, _ = trained(part, None, place / f"part-{number}")
+        counted = other.metric()
+        evaluate(other, part.test, counted, budget=config.budget)
+        metric.merge(counted)
+    return Run(seed, metric, result)
 
 
 def longer(config: Recipe, items: int, world: World, say: Callable[..., None]) -> Recipe:
@@ -309,8 +346,9 @@ def conclude(
     task: Task,
     config: Recipe,
     made: Experiment,
+    parts: int,
     runs: Sequence[Run],
-    baseline: tuple[str, Confusion],
+    baseline: tuple[str, Metric],
     folder: Path,
 ) -> None:
     """Print the final table with the baseline beside the net, write results.json and, if asked, the
@@ -320,15 +358,17 @@ def conclude(
     example = {n: x.unsqueeze(0) for n, x in made.test[0].items() if n != "labels"}
     parameters = count_parameters(model)
     macs = count_macs(model, {n: x.cpu() for n, x in example.items()})
-    split = "validation" if splits.test is None else "test"
-    print(f"\n{name}, {split} split ({protocol(made)})\n")
-    print(table(config.arm, runs, baseline))
+    split = f"{parts}-fold cross-validation" if parts else "test split"
+    if not parts and splits.test is None:
+        split = "validation split"
+    print(f"\n{name}, {split} ({protocol(made)})\n")
+    print(table(task.figures, config.arm, runs, baseline))
     seconds = sum(run.result.seconds for run in runs) / len(runs)
     print(
         f"\n{report.format_count(parameters)} parameters, {report.format_count(macs)} MACs per "
         f"item; training {seconds:.0f} s per seed"
     )
-    for line in remarks(runs, baseline, made.skipped):
+    for line in remarks(task.figures[0], runs, baseline, made.skipped):
         print(_running.wrapped(line))
     write_results(folder / "results.json", runs, baseline)
     if config.record:
@@ -336,15 +376,15 @@ def conclude(
             task=task.name,
             dataset=name,
             protocol=protocol(made),
-            split=split,
+            split=split.removesuffix(" split"),
             arm=config.arm,
-            metric="accuracy",
+            metric=task.figures[0],
             seeds=[run.seed for run in runs],
-            values=[run.metrics["accuracy"] for run in runs],
+            values=[run.metrics[task.figures[0]] for run in runs],
             seconds=[run.result.seconds for run in runs],
             parameters=parameters,
             macs=macs,
-            baseline=(baseline[0], baseline[1].compute()["accuracy"]),
+            baseline=(baseline[0], baseline[1].compute()[task.figures[0]]),
             held_out=splits.held_out,
             skipped=len(made.skipped),
         )
@@ -362,113 +402,3 @@ def protocol(made: Experiment) -> str:
         return f"{rows} ({held})" if held else rows
     rows = f"{len(made.train):,} training and {len(made.validation):,} validation rows"
     return f"{rows}, the latter {held}" if held else rows
-
-
-# Using a saved model
-
-
-@dataclass(frozen=True)
-class KnownClasses(Classes):
-    """The classes of a model, found in data that may number them otherwise, or lack some.
-
-    A number in the column stands for the name that the data give it, where they name it, else for
-    itself.
-
-    Attributes:
-        listed: the names that stand in a list beside the data; None as long as nobody looked.
-    """
-
-    listed: tuple[str, ...] | None = None
-
-    def learn(self, train: Column) -> "KnownClasses":
-        return replace(self, listed=train.listed or ())
-
-    def faults(self, column: Column) -> dict[int, str]:
-        if self.listed is None:
-            return {}
-        known = ", ".join(map(repr, self.names[:12])) + ", …" * (len(self.names) > 12)
-        return {
-            row: f"has no label in column {column.name!r}"
-            if name is None
-            else f"is of the class {name!r}, which the model does not know, only {known}"
-            for row, name in enumerate(self._named(column))
-            if name not in self.names
-        }
-
-    def _ids(self, column: Column) -> list[int]:
-        position = {name: number for number, name in enumerate(self.names)}
-        return [position.get(name or "", -1) for name in self._named(column)]
-
-    def _named(self, column: Column) -> list[str | None]:
-        own: dict[Any, str] = dict(enumerate(column.class_names or self.listed or ()))
-        cells = [int(c) if isinstance(c, float) and c.is_integer() else c for c in column.cells]
-        return [None if cell in (None, "") else own.get(cell, str(cell)) for cell in cells]
-
-
-def load(task: Task, saved: Path) -> Any:
-    """A saved model of this recipe.
-
-    Raises:
-        InputError: there is none, or it is another recipe's.
-    """
-    told, expected = saved / "config.json", task.model.config_class.model_type
-    # transformers would make what it can of any configuration.
-    if told.is_file() and f'"model_type": "{expected}"' not in told.read_text(encoding="utf-8"):
-        raise InputError(f"{saved} is no model of {task.name}; use the recipe that trained it")
-    return task.model.from_pretrained(saved)
-
-
-def measure(task: Task, config: Recipe, saved: Path) -> None:
-    """Evaluate a saved model on the data."""
-    world = World.join(config.device)
-    model = load(task, saved).to(world.device)
-    names = [model.config.id2label[number] for number in range(model.config.num_labels)]
-    source = config.open_alone(task.kind, names)
-    items = task.items(config, source, model.processor)
-    confusion = model.metric()
-    metrics = evaluate(model, items, confusion, budget=config.budget)
-    if world.first:
-        print(f"\n{saved} on {len(items):,} items of {source.name}\n")
-        print(report.markdown_table(header(metrics), [cells(list(metrics), metrics)], left=0))
-        print(f"\n{class_table(confusion)}\n")
-        for line in [*how_well_known(confusion), *left_out(getattr(items, "skipped", []))]:
-            print(_running.wrapped(line))
-
-
-def predict(task: Task, config: Recipe) -> None:
-    """Name the classes of files."""
-    saved, *files = config.predict
-    device = World.join(config.device).device
-    model = load(task, saved)
-    name = {"image": "image_processor", "audio": "feature_extractor", "text": "tokenizer"}
-    classify = transformers.pipeline(
-        f"{task.kind}-classification",  # type: ignore[call-overload]
-        model=model,
-        device=device,
-        **{name[task.kind]: model.processor},
-    )
-    rows = []
-    skipped = []
-    for path in files:
-        try:
-            values = task.read(path, model.processor)
-        except (MemoryError, KeyboardInterrupt):
-            raise
-        except Exception as error:  # whatever a decoder makes of a broken file
-            reason = str(error).partition("\n")[0].rstrip(". ") or type(error).__name__
-            if config.on_bad == "error":
-                raise InputError(
-                    f"{path} cannot be read ({reason}); leave it out, or all such (--on-bad skip)"
-                ) from error
-            skipped.append(f"{path}: {reason}")
-            continue
-        for value in values:
-            shown = value[:60] if isinstance(value, str) else str(path)
-            answers = classify(value, top_k=min(3, model.config.num_labels))
-            rows.append([shown, *(f"{a['label']} {100 * a['score']:.1f} %" for a in answers)])
-    if rows:
-        what = "text" if task.kind == "text" else "file"
-        columns = [what, "first", "second", "third"][: len(rows[0])]
-        print(report.markdown_table(columns, rows, left=4))
-    for line in left_out(skipped):
-        print(f"\n{_running.wrapped(line)}")

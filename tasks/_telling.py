@@ -7,29 +7,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from resbackbones import report
-from resbackbones.metrics import Confusion
-from resbackbones.train import Result
+from torch import Tensor
 
-SCORES = ("precision", "recall", "f1")
+from resbackbones import report
+from resbackbones.metrics import Confusion, Metric
+from resbackbones.train import Result
 
 
 @dataclass(frozen=True)
 class Run:
-    """One seed: what its model takes for what on the test split, and its training."""
+    """One seed: what its model made of the test split, and its training."""
 
     seed: int
-    confusion: Confusion
+    metric: Metric
     result: Result
 
     @property
     def metrics(self) -> dict[str, float]:
-        return self.confusion.compute()
+        return self.metric.compute()
 
 
-def table(arm: str, runs: Sequence[Run], baseline: tuple[str, Confusion]) -> str:
+def table(
+    figures: Sequence[str], arm: str, runs: Sequence[Run], baseline: tuple[str, Metric]
+) -> str:
     """Each seed, their mean, and the baseline."""
-    names = [n for n in ("accuracy", "macro_f1", "calibration_error") if n in runs[0].metrics]
+    names = [name for name in figures if name in runs[0].metrics]
     rows = [[f"{arm}, seed {run.seed}", *cells(names, run.metrics)] for run in runs]
     if len(runs) > 1:
         spread = {n: report.mean_sd([run.metrics[n] for run in runs]) for n in names}
@@ -39,13 +41,12 @@ def table(arm: str, runs: Sequence[Run], baseline: tuple[str, Confusion]) -> str
     return report.markdown_table(["", *header(names)], rows)
 
 
-def class_table(confusion: Confusion) -> str:
-    """Each class's scores."""
-    rows = [
-        [name, *(f"{100 * score[key]:.1f} %" for key in SCORES), f"{score['support']:,}"]
-        for name, score in confusion.per_class().items()
-    ]
-    return report.markdown_table(["class", *header(SCORES), "items"], rows)
+def class_table(metric: Any) -> str:
+    """Each class's scores, shares of one, and how many there are of it."""
+    scores = metric.per_class()
+    names = [n for n in next(iter(scores.values())) if n not in ("support", "predicted")]
+    rows = [[name, *cells(names, score), f"{score['support']:,}"] for name, score in scores.items()]
+    return report.markdown_table(["class", *header(names), "items"], rows)
 
 
 def header(names: Iterable[str]) -> list[str]:
@@ -61,14 +62,15 @@ def cells(names: Sequence[str], metrics: Mapping[str, float]) -> list[str]:
 
 
 def remarks(
-    runs: Sequence[Run], baseline: tuple[str, Confusion], skipped: Sequence[str]
+    figure: str, runs: Sequence[Run], baseline: tuple[str, Metric], skipped: Sequence[str]
 ) -> Iterator[str]:
     """What the figures mean, where a reader may miss it."""
-    ours = sum(run.metrics["accuracy"] for run in runs) / len(runs)
-    theirs = baseline[1].compute()["accuracy"]
-    counts = runs[0].confusion.counts
-    yield from how_well_known(*(run.confusion for run in runs))
-    if ours * counts.sum() <= counts.sum(1).max():
+    ours = sum(run.metrics[figure] for run in runs) / len(runs)
+    theirs = baseline[1].compute()[figure]
+    confusions = [run.metric for run in runs if isinstance(run.metric, Confusion)]
+    if confusions:
+        yield from how_well_known(*confusions)
+    if any(_guesses(ours, confusion.counts) for confusion in confusions[:1]):
         yield (
             "the net is no better than always naming the most frequent class; try another "
             "--learning-rate, more --least-steps, or see whether labels fit their inputs"
@@ -79,6 +81,11 @@ def remarks(
             "more --epochs"
         )
     yield from left_out(skipped)
+
+
+def _guesses(accuracy: float, counts: Tensor) -> bool:
+    """Whether an accuracy is no more than always naming the most frequent class would have."""
+    return accuracy * int(counts.sum()) <= int(counts.sum(1).max())
 
 
 def how_well_known(*confusions: Confusion) -> Iterator[str]:
@@ -111,16 +118,18 @@ def wilson(hits: float, rows: int) -> tuple[float, float]:
     return middle - half, middle + half
 
 
-def write_results(path: Path, runs: Sequence[Run], baseline: tuple[str, Confusion]) -> None:
-    """Metrics, scores of each class and confusions of every seed and of the baseline, as JSON."""
+def write_results(path: Path, runs: Sequence[Run], baseline: tuple[str, Metric]) -> None:
+    """Metrics, scores of each class and confusions, as far as the metric has them, of every seed
+    and of the baseline, as JSON."""
 
-    def told(confusion: Confusion) -> dict[str, Any]:
-        return {
-            "metrics": confusion.compute(),
-            "per_class": confusion.per_class(),
-            "confusion": confusion.counts.tolist(),
-        }
+    def told(metric: Any) -> dict[str, Any]:
+        found: dict[str, Any] = {"metrics": metric.compute()}
+        if hasattr(metric, "per_class"):
+            found["per_class"] = metric.per_class()
+        if hasattr(metric, "counts"):
+            found["confusion"] = metric.counts.tolist()
+        return found
 
-    content = {f"seed {run.seed}": told(run.confusion) for run in runs}
+    content = {f"seed {run.seed}": told(run.metric) for run in runs}
     content[baseline[0]] = told(baseline[1])
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -2,7 +2,11 @@
 
 from collections.abc import Iterable, Sequence
 
-PERCENT = ("accuracy", "macro_f1")  # shares of one, shown as percentages
+# Shares of one, shown as percentages.
+PERCENT = (
+    *("accuracy", "top5_accuracy", "pixel_accuracy", "precision", "recall", "f1", "macro_f1"),
+    *("micro_f1", "map", "ap", "ap50", "ap75", "iou", "mean_iou", "dice", "mean_dice"),
+)
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:

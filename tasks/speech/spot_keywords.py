@@ -30,7 +30,8 @@ from resbackbones.speech import (
 from resbackbones.speech import ResidualForAudioClassification as Model
 from resbackbones.speech.recordings import FULL_SCALE
 from resbackbones.train.options import Keep, Kind, Schedule
-from tasks._recipe import Experiment, Recipe, Spec, Task, run
+from tasks._recipe import Experiment, Recipe, Spec, Task
+from tasks._using import run
 from tasks.speech._baseline import baseline
 
 

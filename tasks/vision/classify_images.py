@@ -28,7 +28,8 @@ from resbackbones.vision import (
 )
 from resbackbones.vision import ResidualForImageClassification as Model
 from resbackbones.vision.data import choose_channels, open_image
-from tasks._recipe import Experiment, Recipe, Spec, Task, each, run
+from tasks._recipe import Experiment, Recipe, Spec, Task, each
+from tasks._using import run
 from tasks.vision._baseline import baseline
 
 

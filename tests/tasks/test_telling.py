@@ -9,6 +9,8 @@ from resbackbones.metrics import Confusion
 from resbackbones.train import Result
 from tasks._telling import Run, header, remarks, table, wilson, write_results
 
+FIGURES = ("accuracy", "macro_f1", "calibration_error")
+
 
 def answers(right: int, wrong: int) -> Confusion:
     """Of two classes as many of each; all that is wrong is taken for the first."""
@@ -22,7 +24,7 @@ def run(right: int, wrong: int, seed: int = 0) -> Run:
 
 
 def said(right: int, wrong: int, theirs: Confusion, skipped: tuple[str, ...] = ()) -> str:
-    return " ".join(remarks([run(right, wrong)], ("SVC", theirs), skipped))
+    return " ".join(remarks("accuracy", [run(right, wrong)], ("SVC", theirs), skipped))
 
 
 def test_a_baseline_that_wins_is_named() -> None:
@@ -53,7 +55,9 @@ def test_what_was_left_out_is_counted() -> None:
 
 
 def test_the_table_has_seeds_their_mean_and_the_baseline() -> None:
-    lines = table("net", [run(90, 10), run(80, 20, 1)], ("SVC", answers(70, 30))).splitlines()
+    lines = table(
+        FIGURES, "net", [run(90, 10), run(80, 20, 1)], ("SVC", answers(70, 30))
+    ).splitlines()
     assert [cell.strip() for cell in lines[0].split("|")[1:-1]] == [
         "",
         "accuracy",

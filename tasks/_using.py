@@ -1,0 +1,109 @@
+"""The command line of a recipe, and what a saved model is used for: measured, or asked."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from resbackbones import report
+from resbackbones.data.columns import MEDIA
+from resbackbones.errors import InputError
+from resbackbones.metrics import Confusion
+from resbackbones.train import Options, World, evaluate
+from tasks import _running
+from tasks._recipe import Recipe, Task, train
+from tasks._telling import cells, class_table, header, how_well_known, left_out
+
+ENDINGS: dict[str, Sequence[str]] = {**MEDIA, "text": (".txt",)}
+
+
+def run(task: Task, arguments: Sequence[str] | None = None) -> None:
+    """Read the command line and do what it says."""
+    groups: dict[type, str] = {Recipe: "data", task.config: task.kind, Options: "training"}
+    _running.run(partial(begin, task), task.config, arguments, groups)
+
+
+def begin(task: Task, config: Recipe) -> None:
+    """Train, measure or predict."""
+    if config.predict:
+        predict(task, config)
+    elif config.evaluate is not None:
+        measure(task, config, config.evaluate)
+    else:
+        train(task, config)
+
+
+def load(task: Task, saved: Path) -> Any:
+    """A saved model of this recipe.
+
+    Raises:
+        InputError: there is none, or it is another recipe's.
+    """
+    told, expected = saved / "config.json", task.model.config_class.model_type
+    # transformers would make what it can of any configuration.
+    if told.is_file() and f'"model_type": "{expected}"' not in told.read_text(encoding="utf-8"):
+        raise InputError(f"{saved} is no model of {task.name}; use the recipe that trained it")
+    return task.model.from_pretrained(saved)
+
+
+def measure(task: Task, config: Recipe, saved: Path) -> None:
+    """Evaluate a saved model on the data."""
+    world = World.join(config.device)
+    model = load(task, saved).to(world.device)
+    names = tuple(model.config.id2label[number] for number in range(model.config.num_labels))
+    source = config.open_alone(task.kind, task.target(names))
+    items = task.items(config, source, model.processor)
+    metric = model.metric()
+    metrics = evaluate(model, items, metric, budget=config.budget)
+    if world.first:
+        print(f"\n{saved} on {len(items):,} items of {source.name}\n")
+        print(report.markdown_table(header(metrics), [cells(list(metrics), metrics)], left=0))
+        print(f"\n{class_table(metric)}\n")
+        said = how_well_known(metric) if isinstance(metric, Confusion) else ()
+        for line in [*said, *left_out(getattr(items, "skipped", []))]:
+            print(_running.wrapped(line))
+
+
+def predict(task: Task, config: Recipe) -> None:
+    """Have a saved model answer files."""
+    saved, *files = config.predict
+    model = load(task, saved).to(World.join(config.device).device).eval()
+    answer = task.answer(model)
+    rows: list[Mapping[str, str]] = []
+    skipped = []
+    for path in [path for given in files for path in _files(given, task.kind)]:
+        try:
+            values = task.read(path, model.processor)
+        except (MemoryError, KeyboardInterrupt):
+            raise
+        except Exception as error:  # whatever a decoder makes of a broken file
+            reason = str(error).partition("\n")[0].rstrip(". ") or type(error).__name__
+            if config.on_bad == "error":
+                raise InputError(
+                    f"{path} cannot be read ({reason}); leave it out, or all such (--on-bad skip)"
+                ) from error
+            skipped.append(f"{path}: {reason}")
+            continue
+        for value in values:
+            text = isinstance(value, str)
+            shown = {"text": value[:60]} if text else {"file": str(path)}
+            rows.append({**shown, **answer(value)})
+    if rows:
+        print(report.markdown_table(list(rows[0]), [list(row.values()) for row in rows], left=4))
+    for line in left_out(skipped):
+        print(f"\n{_running.wrapped(line)}")
+
+
+def _files(given: Path, kind: str) -> list[Path]:
+    """A file, or those of a folder that could be read.
+
+    Raises:
+        InputError: a folder without one.
+    """
+    if not given.is_dir():
+        return [given]
+    found = sorted(path for path in given.rglob("*") if path.suffix.lower() in ENDINGS[kind])
+    if not found:
+        endings = ", ".join(ENDINGS[kind])
+        raise InputError(f"the folder {given} holds no file to answer; expected {endings}")
+    return found
