@@ -15,7 +15,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torchvision.ops import FeaturePyramidNetwork
 
 from resbackbones.core.backbone import draw_he
