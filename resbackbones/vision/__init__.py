@@ -10,6 +10,7 @@ from transformers import (
 
 from resbackbones.vision.data import Augment, ImageItems, choose_size, open_image
 from resbackbones.vision.decoders import DECODERS, DeepLabV3Plus, SemanticFPN, UNet
+from resbackbones.vision.masks import MaskAugment, MaskItems, draw_masks
 from resbackbones.vision.metrics import PixelConfusion
 from resbackbones.vision.models import ResidualForImageClassification, ResidualVisionConfig
 from resbackbones.vision.processor import ResidualImageProcessor
@@ -35,6 +36,8 @@ __all__ = [
     "Augment",
     "DeepLabV3Plus",
     "ImageItems",
+    "MaskAugment",
+    "MaskItems",
     "PixelConfusion",
     "ResidualForImageClassification",
     "ResidualForSemanticSegmentation",
@@ -44,5 +47,6 @@ __all__ = [
     "SemanticFPN",
     "UNet",
     "choose_size",
+    "draw_masks",
     "open_image",
 ]
