@@ -104,15 +104,24 @@ class Masks(Target):
         refuse_faults(self, column)
         return column.cells
 
-    def decode(self, value: Any) -> np.ndarray:
+    def decode(self, value: Any, size: tuple[int, int] | None = None) -> np.ndarray:
         """A mask's pixels as classes, uint8 `(H, W)`; 255 where there is none.
 
+        Args:
+            value: as `values` gives it.
+            size: width and height of its image, where they are known.
+
         Raises:
-            ValueError: what `open_mask` raises; a number that is no class's.
+            ValueError: what `open_mask` raises; a number that is no class's; another size.
         """
         if not self.numbers:
             raise ValueError("these masks know no column yet: use what `learn` gives")
         pixels = open_mask(value)
+        if size is not None and pixels.shape != (size[1], size[0]):
+            raise ValueError(
+                f"its mask is {pixels.shape[1]}x{pixels.shape[0]} pixels, but the image is "
+                f"{size[0]}x{size[1]}; give masks of the images' size"
+            )
         table = np.full(max(int(pixels.max(initial=0)), *self.numbers) + 2, IGNORED + 1, np.int16)
         table[list(self.numbers)] = np.arange(len(self.numbers))
         if self.ignore is not None and 0 <= self.ignore < len(table):
@@ -124,9 +133,6 @@ class Masks(Target):
                 f"{_listed(self.numbers)} of the classes"
             )
         return classes.astype(np.uint8)
-
-    def remarks(self, column: Column) -> tuple[str, ...]:
-        return ()
 
     def describe(self, values: Sequence[dict[str, Any]]) -> str:
         """
