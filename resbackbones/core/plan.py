@@ -34,8 +34,11 @@ class Plan:
                 yield from (*block.pre, *block.branch, *block.shortcut)
         yield from self.tail
 
-    def receptive_field(self, reach: Callable[[Part], tuple[float, float]]) -> float:
-        """Positions of the last axis that one position of the last feature depends on.
+    def reaches(
+        self, reach: Callable[[Part], tuple[float, float]]
+    ) -> tuple[tuple[float, float], ...]:
+        """Input positions before and after its own (its index times its stride) that a position of
+        each feature depends on, on the last axis.
 
         Args:
             reach: positions before and after its own that a part reads.
@@ -51,11 +54,13 @@ class Plan:
             return before, after, step
 
         field = along((0, 0, 1), self.stem)
+        reached = []
         for down, blocks in self.stages:
             field = along(field, down)
             for block in blocks:
                 before, after, step = along(along(field, block.pre), block.branch)
                 around = along(field, block.shortcut)
                 field = max(before, around[0]), max(after, around[1]), step
-        before, after, _ = along(field, self.tail)
-        return before + after + 1
+            reached.append(field[:2])
+        reached[-1] = along(field, self.tail)[:2]
+        return tuple(reached)

@@ -353,7 +353,14 @@ class BackboneSpec:
     def receptive_field(self) -> float:
         """Positions of the last axis that one position of the last feature depends on; infinite
         where something averages over the whole axis (attention, group norm)."""
-        return self.plan.receptive_field(self.reach)
+        before, after = self.reaches[-1]
+        return before + after + 1
+
+    @property
+    def reaches(self) -> tuple[tuple[float, float], ...]:
+        """Input positions before and after its own (its index times its stride) that a position of
+        each feature depends on, on the last axis."""
+        return self.plan.reaches(self.reach)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, strings, lists and dicts: ready for JSON.
