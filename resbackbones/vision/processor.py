@@ -108,7 +108,7 @@ class ResidualImageProcessor(TorchvisionBackend):
                     f"a call of the image processor has no option {name!r}; "
                     + nearest(name, CHANGEABLE + PASSING)
                 )
-        images = _with_channels(images)
+        images = with_channels(images)
         changes = {n: options.pop(n) for n in CHANGEABLE if options.get(n) is not None}
         if not changes:
             return super().preprocess(images, *arguments, **options)
@@ -180,7 +180,7 @@ class ResidualImageProcessor(TorchvisionBackend):
         return BatchFeature(values, tensor_type=return_tensors)
 
 
-def _with_channels(images: Any) -> Any:
+def with_channels(images: Any) -> Any:
     """The images of a call, those without an axis of channels `(H, W)` given one.
 
     Raises:
@@ -189,7 +189,7 @@ def _with_channels(images: Any) -> Any:
     if isinstance(images, list | tuple):
         if not images:
             raise InputError("there are no images in the list; give one or more")
-        return [_with_channels(image) for image in images]
+        return [with_channels(image) for image in images]
     if isinstance(images, str | PIL.Image.Image):
         return images
     if not isinstance(images, np.ndarray | Tensor):
@@ -236,4 +236,4 @@ def _eight_bits(pixels: Tensor) -> Tensor:
     return ((pixels.int() + 128) // 257).to(torch.uint8)  # 65535 is 255 times 257
 
 
-__all__: Sequence[str] = ("ResidualImageProcessor", "as_viewed")
+__all__: Sequence[str] = ("ResidualImageProcessor", "as_viewed", "with_channels")
