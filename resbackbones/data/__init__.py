@@ -2,7 +2,7 @@
 
 open_dataset(where)   one split: its rows, which column is what, what is to be predicted
 open_splits(where)    train, validation and test; without a validation split, 10 % of train
-Classes, Transcripts, NoTarget   what is to be predicted; `Target` is the base of others
+Classes, Boxes, Masks, Transcripts, NoTarget   what is to be predicted; `Target`: base of others
 read(source, decode)  every item decoded, the bad ones named
 Items                 base of the wings' data sets: a whole batch in one call
 Shuffled, Bucketed, InOrder   which rows make a batch: drawn, by length and budget, each once
@@ -10,8 +10,10 @@ Stream(shards, …)     Parquet and tar files larger than memory, as whole batch
 """
 
 from resbackbones.data.batches import Batches, Bucketed, InOrder, Shuffled
+from resbackbones.data.boxes import Boxes
 from resbackbones.data.columns import Source
 from resbackbones.data.items import Items, draws, mixed_labels
+from resbackbones.data.masks import IGNORED, Masks, open_mask
 from resbackbones.data.opening import open_dataset, open_splits
 from resbackbones.data.reading import Read, read
 from resbackbones.data.shards import BadSample, Stream
@@ -19,13 +21,16 @@ from resbackbones.data.splits import Splits, joined, speaker_leak
 from resbackbones.data.targets import Classes, Column, NoTarget, Target, Transcripts
 
 __all__ = [
+    "IGNORED",
     "BadSample",
     "Batches",
+    "Boxes",
     "Bucketed",
     "Classes",
     "Column",
     "InOrder",
     "Items",
+    "Masks",
     "NoTarget",
     "Read",
     "Shuffled",
@@ -38,6 +43,7 @@ __all__ = [
     "joined",
     "mixed_labels",
     "open_dataset",
+    "open_mask",
     "open_splits",
     "read",
     "speaker_leak",

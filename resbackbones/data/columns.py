@@ -1,13 +1,16 @@
 """`Source`: rows with their roles; the columns of a table, found or told."""
 
+import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import PIL.Image
 import pyarrow.compute
 import torch
 from torch import Tensor
@@ -33,6 +36,7 @@ MEDIA = {
     "image": (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"),
     "audio": (".wav", ".flac", ".ogg", ".mp3", ".opus", ".aif", ".aiff"),
 }
+SIDES = ("width", "height")  # of an image; also what their columns are called
 ROWS_READ = 1000  # whose content enters a fingerprint
 
 
@@ -43,7 +47,8 @@ class Source:
     Attributes:
         dataset: the rows. An image or audio column holds `{"bytes", "path"}`, not decoded.
         columns: role -> column: "input", the target's role and, where items come in groups,
-            "group"; "file" where a text is the content of a file.
+            "group"; "width" and "height" for a target that needs the images' sizes; "file" where a
+            text is the content of a file.
         target: what is to be predicted.
         name: where it comes from and which split it is, for messages.
         numbers: `(N,)` each row's number in the split as it was opened, from 0; None while all are
@@ -70,7 +75,7 @@ class Source:
 
     def targets(self) -> Any:
         """What is to be predicted for each row, as `target.values` gives it: int64 `(N,)` of
-        `Classes`, N strings of `Transcripts`, None of `NoTarget`.
+        `Classes`, N strings of `Transcripts`, N dicts of `Boxes` and `Masks`, None of `NoTarget`.
 
         Raises:
             InputError: a row whose cell is no such target.
@@ -82,10 +87,21 @@ class Source:
         if not self.target.role:
             return Column("", (), self.name, self.row_name)
         name = self.columns[self.target.role]
-        cells = [None if cell != cell else cell for cell in plain_values(self.dataset, name)]
-        names = getattr(self.dataset.features[name], "names", None)
-        typed = None if names is None else tuple(names)
-        return Column(name, cells, self.name, self.row_name, typed, listed)
+        cells: Sequence[Any]
+        if self.target.encoded:
+            cells = Encoded(self.dataset, name)
+        else:
+            cells = [None if cell != cell else cell for cell in plain_values(self.dataset, name)]
+        names = self.target.class_names(self.dataset.features[name])
+        sizes = None
+        if self.target.sized:
+            sides = (plain_values(self.dataset, self.columns[side]) for side in SIDES)
+            sizes = [(w, h) if w and h else None for w, h in zip(*sides, strict=True)]
+        return Column(name, cells, self.name, self.row_name, names, listed, sizes)
+
+    def remarks(self) -> tuple[str, ...]:
+        """Sentences on what the target leaves out or changes of its column."""
+        return self.target.remarks(self.column())
 
     def select(self, rows: Sequence[int] | Tensor) -> "Source":
         """The rows at these positions, in this order; `row_name` still names them as opened."""
@@ -105,11 +121,11 @@ class Source:
         number = row if self.numbers is None else int(self.numbers[row])
         return f"row {number + 1} of {self.name}"
 
-    def sizes(self) -> np.ndarray:
-        """Bytes of each row's input, int64 `(N,)`; of none that is missing, -1. Nothing but the
-        sizes is read."""
+    def sizes(self, role: str = "input") -> np.ndarray:
+        """Bytes of each row's input, or encoded target, int64 `(N,)`; of none that is missing, -1.
+        Nothing but the sizes is read."""
         sizes = []
-        for cells in _chunks(self.dataset, self.columns["input"]):
+        for cells in _chunks(self.dataset, self.columns[role]):
             if not pyarrow.types.is_struct(cells.type):
                 part = pyarrow.compute.binary_length(cells).to_pylist()
             else:
@@ -125,10 +141,13 @@ class Source:
             sizes += [-1 if size is None else size for size in part]
         return np.array(sizes, dtype=np.int64)
 
-    def contents(self, rows: Sequence[int], most: int | None = None) -> Iterator[bytes]:
-        """These rows' inputs as they are kept, one after the other: the bytes of a file or of a
-        text; b"" where it is missing. `most`: no more than so many bytes, from the middle."""
-        for cells in _chunks(self.dataset.select(rows), self.columns["input"]):
+    def contents(
+        self, rows: Sequence[int], most: int | None = None, role: str = "input"
+    ) -> Iterator[bytes]:
+        """These rows' inputs, or encoded targets, as they are kept, one after the other: the bytes
+        of a file or of a text; b"" where it is missing. `most`: no more than so many bytes, from
+        the middle."""
+        for cells in _chunks(self.dataset.select(rows), self.columns[role]):
             for cell in cells:
                 in_file = pyarrow.types.is_struct(cell.type) and cell.is_valid
                 held = cell["bytes"] if in_file else cell
@@ -148,10 +167,36 @@ class Source:
         """sha256, in hexadecimal, over the columns, the targets, the rows' numbers and sizes, and
         the content of up to 1,000 rows evenly spread. The same wherever the files lie."""
         numbers = torch.arange(len(self)) if self.numbers is None else self.numbers
-        told = [sorted(self.columns.items()), repr(self.target), self.targets(), numbers]
+        is_encoded = self.target.encoded  # then a target is told as an input is
+        targets = None if is_encoded else self.targets()
+        told = [sorted(self.columns.items()), repr(self.target), targets, numbers, self.sizes()]
         read = min(ROWS_READ, len(self))
-        contents = self.contents([number * len(self) // read for number in range(read)])
-        return fingerprint(chain(_flat([*told, self.sizes()]), contents))
+        rows = [number * len(self) // read for number in range(read)]
+        parts: list[Iterator[bytes | str]] = [_flat(told), self.contents(rows)]
+        if is_encoded:
+            role = self.target.role
+            parts += [_flat(self.sizes(role)), self.contents(rows, role=role)]
+        return fingerprint(chain(*parts))
+
+
+class Encoded(Sequence[Any]):
+    """A column of files, each `{"bytes", "path"}` or None, read when it is asked for."""
+
+    def __init__(self, dataset: "Dataset", column: str) -> None:
+        self._table = dataset.select_columns([column]).with_format("arrow")
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __getitem__(self, row: Any) -> Any:
+        if isinstance(row, slice):
+            return self._table[row].column(0).to_pylist()
+        (value,) = self._table[[row]].column(0).to_pylist()
+        return value
+
+    def __iter__(self) -> Iterator[Any]:
+        for start in range(0, len(self), 64):
+            yield from self[start : start + 64]
 
 
 def plain_values(dataset: "Dataset", column: str, rows: slice = slice(None)) -> list[Any]:
@@ -210,7 +255,7 @@ def find_columns(
             types[column] = dataset.features[column].dtype.removeprefix("large_")
     listed = "its columns are " + ", ".join(f"{column!r} ({types[column]})" for column in types)
     listed += hint
-    roles = ("input", *filter(None, [target.role]), "group")
+    roles = ("input", *filter(None, [target.role]), "group", *(SIDES if target.sized else ()))
     columns: dict[str, str] = {}
     for role, column in told.items():
         if role not in roles and (column or role != "label"):
@@ -297,13 +342,42 @@ def _medium(paths: list[str | None]) -> str | None:
     return None
 
 
-def has_media(dataset: "Dataset") -> bool:
-    """Whether a column holds images or audio, or paths of them."""
-    return any(_kind(dataset, column, None) in MEDIA for column in dataset.column_names)
+def media_columns(dataset: "Dataset") -> dict[str, str]:
+    """The columns that hold images or audio, or paths of them -> which."""
+    kinds = {column: _kind(dataset, column, None) for column in dataset.column_names}
+    return {column: kind for column, kind in kinds.items() if kind in MEDIA}
 
 
 def _is_string(feature: Any) -> bool:
     return getattr(feature, "dtype", None) in ("string", "large_string")
+
+
+def with_sides(dataset: "Dataset", columns: dict[str, str]) -> tuple["Dataset", dict[str, str]]:
+    """With a column each of the images' widths and heights in pixels: those that are there, else
+    what the headers of the files say."""
+    numeric = [c for c, f in dataset.features.items() if "int" in str(getattr(f, "dtype", ""))]
+    found = {side: columns.get(side) or _match(side, numeric) for side in SIDES}
+    if all(found.values()):
+        return dataset, columns | {side: column for side, column in found.items() if column}
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        sizes = list(pool.map(viewed_size, Encoded(dataset, columns["input"])))
+    for side, values in zip(SIDES, zip(*sizes, strict=True), strict=True):
+        name = side if side not in dataset.column_names else f"{side} of the image"
+        dataset = dataset.add_column(name, list(values))
+        columns = {**columns, side: name}
+    return dataset, columns
+
+
+def viewed_size(value: Any) -> tuple[int | None, int | None]:
+    """Width and height of an image turned as its EXIF data say, from its header; None of one that
+    cannot be read: it is named when it is decoded."""
+    try:
+        place = value["path"] if value["bytes"] is None else io.BytesIO(value["bytes"])
+        with PIL.Image.open(place) as image:
+            width, height = image.size
+            return (height, width) if image.getexif().get(0x0112, 1) > 4 else (width, height)
+    except (OSError, TypeError, ValueError, SyntaxError, PIL.Image.DecompressionBombError):
+        return None, None
 
 
 def as_media(dataset: "Dataset", column: str, kind: str, folder: Path) -> "Dataset":

@@ -8,17 +8,29 @@ import codecs
 import os
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
-from resbackbones.data.columns import MEDIA, Source, as_media, find_columns, plain_values
-from resbackbones.data.files import FORMATS, Asked, Opened, one_sentence, open_path, reason
+from resbackbones.data.annotations import open_annotations
+from resbackbones.data.columns import (
+    MEDIA,
+    SIDES,
+    Encoded,
+    Source,
+    as_media,
+    find_columns,
+    plain_values,
+    with_sides,
+)
+from resbackbones.data.files import open_path
+from resbackbones.data.pairs import open_pairs
+from resbackbones.data.paths import FORMATS, Asked, Opened, one_sentence, reason
 from resbackbones.data.reading import check_on_bad
-from resbackbones.data.splits import Splits, alone, hold_out, kinds, stratified
+from resbackbones.data.splits import Splits, alone, hold_out, kinds, requires_kinds, stratified
 from resbackbones.data.targets import Classes, Target, refusal, refuse_faults
 from resbackbones.errors import InputError, nearest
 
@@ -26,6 +38,19 @@ if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
     Where: TypeAlias = str | os.PathLike[str] | Dataset | DatasetDict
+
+
+# What other files beside the images may say, by the target's role; and what to expect there.
+LAYOUTS: dict[str, Callable[[Path], Opened | None]] = {
+    "objects": open_annotations,
+    "mask": open_pairs,
+}
+HINTS = {
+    "objects": " (beside images in files, boxes stand in COCO's JSON, Pascal VOC's XML, YOLO's "
+    "texts or a metadata.jsonl)",
+    "mask": " (beside images in files, masks stand in a folder such as 'masks', under the same "
+    "names, or in a metadata.jsonl)",
+}
 
 
 def open_dataset(
@@ -102,6 +127,8 @@ def open_dataset(
             raise InputError(f"{found}; give a split with others")
         warnings.warn(f"{found}; they are left out", UserWarning, stacklevel=2)
         source = source.select(rest)
+    for remark in source.remarks():
+        warnings.warn(remark, UserWarning, stacklevel=2)
     return source
 
 
@@ -167,8 +194,9 @@ def open_splits(
         if lonely := alone(train):
             train = learned(usable(replace(train, target=target), lonely, why))
     counts = torch.bincount(kinds(train))
-    present = int((counts > 0).sum())
-    if train.target.strata(train.targets()) is not None and present < 2:
+    required = requires_kinds(train)
+    present = int((counts > 0).sum()) if required else 1
+    if required and present < 2:
         raise InputError(
             f"every item of {train.name} is of the {train.target.stratum(len(counts) - 1)}; "
             "expected two or more kinds to tell apart"
@@ -181,13 +209,14 @@ def open_splits(
 
     def other(split: str) -> Source:
         told: dict[str, str | None] = dict(train.columns)
-        told.pop("file", None)
+        for role in ("file", *SIDES):
+            told.pop(role, None)
         if told.get("group") not in opened.splits[split].column_names:
             told["group"] = ""  # only what is held out of train needs it
         source = _source(opened, split, told, kind, train.target, group_pattern)
         source = usable(source, source.target.faults(source.column()))
         unknown = {}
-        for row, number in enumerate(kinds(source).tolist()):
+        for row, number in enumerate(kinds(source).tolist() if required else ()):
             if number >= len(counts) or not counts[number]:
                 name = source.target.stratum(number)
                 unknown[row] = f"is of the {name}, of which {train.name} has no item"
@@ -202,6 +231,7 @@ def open_splits(
             test = other(name)
     held_out: tuple[int, ...] = ()
     how = ""
+    whole = train
     if (name := opened.find("validation")) is not None:
         validation = other(name)
     else:
@@ -213,7 +243,10 @@ def open_splits(
         held_out = tuple(validation.numbers.tolist())
     if train_limit is not None:
         train = train.select(stratified(kinds(train), train_limit))
-    return Splits(train, validation, test, held_out, opened.notes, tuple(skipped), how)
+    opened_sources = [whole, test] if held_out else [whole, validation, test]
+    remarks = [r for source in opened_sources if source for r in source.remarks()]
+    notes = (*opened.notes, *remarks)
+    return Splits(train, validation, test, held_out, notes, tuple(skipped), how)
 
 
 def _open(
@@ -254,7 +287,11 @@ def _open(
             saved = datasets.load_from_disk(path)
         parts = {"train": saved} if isinstance(saved, datasets.Dataset) else saved
         return Opened(str(path), {str(split): part for split, part in parts.items()}, path)
-    return open_path(path, Asked(kind, target.role, separator, encoding))
+    if kind in (None, "image") and (find := LAYOUTS.get(target.role)):
+        if (opened := find(path)) is not None:
+            return opened
+    opened = open_path(path, Asked(kind, target.role, separator, encoding))
+    return replace(opened, hint=opened.hint + HINTS.get(target.role, ""))
 
 
 def _open_hub(where: str) -> Opened:
@@ -302,6 +339,15 @@ def _source(
     columns, kind = find_columns(dataset, told, kind, target, name, opened.hint)
     if kind in MEDIA:
         dataset = as_media(dataset, columns["input"], kind, opened.folder)
+    if target.encoded:
+        dataset = as_media(dataset, columns[target.role], "image", opened.folder)
+    if target.sized:
+        if kind != "image":
+            raise InputError(
+                f"column {columns['input']!r} of {name} holds {kind}, but {target.role} are for "
+                "images; name a column of images (--input-column)"
+            )
+        dataset, columns = with_sides(dataset, columns)
     if opened.in_files:
         columns["file"] = "file"
     if group_pattern is not None and kind not in MEDIA and not opened.in_files:
@@ -351,4 +397,6 @@ def _is_unlabelled(dataset: "Dataset", train: Source) -> bool:
     column = train.columns[train.target.role]
     if column not in dataset.column_names:
         return True
+    if train.target.encoded:
+        return all(cell is None for cell in Encoded(dataset, column))
     return all(cell is None or cell == -1 for cell in plain_values(dataset, column))

@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from resbackbones.data.columns import Source
-from resbackbones.data.files import reason
+from resbackbones.data.paths import reason
 from resbackbones.errors import InputError, nearest
 
 A_WHILE = 2.0  # seconds

@@ -25,8 +25,8 @@ import pyarrow.parquet
 import torch
 from tqdm import tqdm
 
-from resbackbones.data.files import reason
 from resbackbones.data.items import fingerprint
+from resbackbones.data.paths import reason
 from resbackbones.data.reading import check_on_bad
 from resbackbones.errors import InputError
 

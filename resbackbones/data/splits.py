@@ -168,11 +168,16 @@ def kinds(source: Source) -> Tensor:
     return torch.zeros(len(source), dtype=torch.int64) if strata is None else strata
 
 
+def requires_kinds(source: Source) -> bool:
+    """Whether there must be two kinds of rows, each in every split that is learned or chosen by."""
+    return source.target.kinds_required and source.target.strata(source.targets()) is not None
+
+
 def alone(train: Source) -> dict[int, str]:
     """Rows that are the only one of their kind, and so cannot be both trained on and held out ->
     why."""
     strata = train.target.strata(train.targets())
-    if strata is None:
+    if strata is None or not train.target.kinds_required:
         return {}
     single = (torch.bincount(strata, minlength=1)[strata] == 1).nonzero()[:, 0].tolist()
     return {
@@ -244,6 +249,9 @@ def _grouped(train: Source, strata: np.ndarray, groups: list[Any]) -> Tensor:
     while not held.all():
         missing = int(held.argmin())
         fitting = [g for g in range(len(numbers)) if members[g, missing] and leaves_some(g)]
+        if not fitting and not train.target.kinds_required:
+            # Nothing but the groups themselves can be on both sides.
+            return _grouped(train, np.zeros_like(strata), groups)
         if not fitting:
             raise InputError(
                 f"the {train.target.stratum(int(names[missing]))} of {train.name} cannot be both "

@@ -24,7 +24,9 @@ class Column:
         split: what the split is called in messages.
         row_name: from a row's position to what it is called in messages.
         class_names: the names that the column's type gives its numbers, where it does.
-        listed: the names in a `labels.json` beside the data, where there is one.
+        listed: the names that a file beside the data lists, such as `labels.json`.
+        sizes: (width, height) of each row's image, None where it is unknown, if the target is
+            `sized`.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Column:
     row_name: Callable[[int], str]
     class_names: tuple[str, ...] | None = None
     listed: tuple[str, ...] | None = None
+    sizes: Sequence[tuple[int, int] | None] | None = None
 
 
 class Target(Protocol):
@@ -41,10 +44,17 @@ class Target(Protocol):
     Attributes:
         role: what its column is called in `columns`; "" for none.
         usual: what that column is usually called, in lower case.
+        sized: whether its checks need the sizes of the images.
+        encoded: whether its cells are image files, which stay encoded as the inputs do.
+        kinds_required: whether every kind of `strata` must have rows in train and in what is held
+            out of it, and there must be two; else they are spread as well as may be.
     """
 
     role: ClassVar[str]
     usual: ClassVar[tuple[str, ...]] = ()
+    sized: ClassVar[bool] = False
+    encoded: ClassVar[bool] = False
+    kinds_required: ClassVar[bool] = True
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -54,6 +64,11 @@ class Target(Protocol):
     def typed(self, feature: Any) -> bool:
         """Whether a column's type (of `datasets`) alone says that it is this target's."""
         return False
+
+    def class_names(self, feature: Any) -> tuple[str, ...] | None:
+        """The names that a column's type gives its numbers, where it does."""
+        names = getattr(feature, "names", None)
+        return None if names is None else tuple(names)
 
     def learn(self, train: Column) -> "Target":
         """This target with what the train split's column tells, such as the names of classes.
@@ -75,6 +90,10 @@ class Target(Protocol):
             InputError: a row that cannot be used, named.
         """
         ...
+
+    def remarks(self, column: Column) -> tuple[str, ...]:
+        """Sentences on what `values` leaves out or changes of this column, for the notes."""
+        return ()
 
     def strata(self, values: Any) -> Tensor | None:
         """The kind of each row, int64 `(N,)`, where kinds are to be told apart: then each has rows
@@ -141,16 +160,7 @@ class Classes(Target):
         return getattr(feature, "names", None) is not None
 
     def learn(self, train: Column) -> "Classes":
-        cells = [whole for cell in train.cells if _is_label(whole := _whole(cell))]
-        names, numbered = self.names or train.listed or (), True
-        if train.class_names is not None:
-            if self.names and self.names != train.class_names:
-                raise _other_names(train, self.names)
-            names = train.class_names
-        elif names:
-            numbered = bool(cells) and isinstance(cells[0], int)
-        else:
-            names, numbered = tuple(str(cell) for cell in sorted(set(cells))), False
+        names, numbered = learn_names(self.names, train)
         if len(names) < 2:
             only = f"one class only ({names[0]!r}, " if names else "no class ("
             raise InputError(
@@ -164,7 +174,7 @@ class Classes(Target):
         if self.numbered is None:
             fits = [_is_label(_whole(cell)) for cell in column.cells]
         else:
-            fits = [number >= 0 for number in self._ids(column)]
+            fits = [number >= 0 for number in self.numbers(column)]
         return {
             row: self._fault(cell, column)
             for row, (cell, fit) in enumerate(zip(column.cells, fits, strict=True))
@@ -174,7 +184,7 @@ class Classes(Target):
     def values(self, column: Column) -> Tensor:
         """Each row's class as its position in `names`, int64 `(N,)`."""
         refuse_faults(self, column)
-        ids = self._ids(column)
+        ids = self.numbers(column)
         if min(ids, default=0) < 0:
             raise ValueError("these classes know no column yet: use what `learn` gives")
         return torch.tensor(ids, dtype=torch.int64)
@@ -197,8 +207,8 @@ class Classes(Target):
         )
         return f"{len(self.names):,} classes of {sizes}"
 
-    def _ids(self, column: Column) -> list[int]:
-        """The class's number, -1 for a row that cannot be used."""
+    def numbers(self, column: Column) -> list[int]:
+        """Each cell's class as its position in `names`, -1 for one that cannot be used."""
         if self.numbered is not None and column.class_names not in (None, self.names):
             raise _other_names(column, self.names)
         cells = [_whole(cell) for cell in column.cells]
@@ -221,6 +231,23 @@ class Classes(Target):
         if (self.numbered or column.class_names is not None) and isinstance(cell, int):
             return f"{given}, none of 0 to {len(self.names) - 1} ({known})"
         return f"{given}, none of {known}"
+
+
+def learn_names(told: tuple[str, ...], train: Column) -> tuple[tuple[str, ...], bool]:
+    """The names of the classes of a column of labels: those of its type, else those told or listed,
+    else its values in sorted order; and whether a number there is a position in them.
+
+    Raises:
+        InputError: its type names others than those told.
+    """
+    if train.class_names is not None:
+        if told and told != train.class_names:
+            raise _other_names(train, told)
+        return train.class_names, True
+    cells = [whole for cell in train.cells if _is_label(whole := _whole(cell))]
+    if names := told or train.listed:
+        return names, bool(cells) and isinstance(cells[0], int)
+    return tuple(str(cell) for cell in sorted(set(cells))), False
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,375 @@
+"""`Boxes`: rectangles around objects, checked one by one."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from resbackbones.data.targets import Classes, Column, Target, learn_names, refuse_faults
+from resbackbones.errors import InputError, nearest
+
+NO_BOX = (None,) * 4
+FORMATS = ("xyxy", "xywh")
+# What the two fields of an object are usually called. A field called like a format says it.
+BOX_FIELDS = (*FORMATS, "bbox", "bboxes", "box", "boxes", "bounding_box")
+LABEL_FIELDS = (
+    *("category", "categories", "label", "labels", "class", "classes", "class_labels"),
+    *("category_id", "class_id", "label_id", "category_name", "class_name", "name"),
+)
+CLIPPED = 0.5  # pixels outside the image from which a clipped box counts: less is rounding
+ODD = 0.05  # the share of boxes up to which those that do not fit a format are bad ones
+
+
+@dataclass(frozen=True, eq=False)
+class _Objects:
+    """The objects of all rows, one after the other.
+
+    Attributes:
+        rows: each one's row, int64 `(M,)`, ascending.
+        boxes: as they stand, float64 `(M, 4)`.
+        labels: as they stand, `(M,)`.
+        faults: rows whose objects cannot be read at all -> why.
+        told: the format that the field's name says, if it does.
+    """
+
+    rows: np.ndarray
+    boxes: np.ndarray
+    labels: list[Any]
+    faults: dict[int, str]
+    told: Literal["xyxy", "xywh"] | None
+
+
+@dataclass(frozen=True, eq=False)
+class _Checked:
+    """Objects as xyxy within their images, which of them were clipped, and what is wrong: a key of
+    `WRONG`, 0 where nothing is."""
+
+    boxes: np.ndarray
+    numbers: np.ndarray
+    clipped: np.ndarray
+    wrong: np.ndarray
+
+
+WRONG = {
+    1: "without four finite numbers",
+    2: "ending before its start",
+    3: "of zero size",
+    4: "outside the image",
+    5: "of an unknown label",
+}
+
+
+@dataclass(frozen=True)
+class Boxes(Target):
+    """Any number of objects per image: a rectangle and a class each.
+
+    A cell holds the objects' boxes and labels, `{"bbox": [[…]], "category": […]}` or a list of
+    `{"bbox": […], "category": …}`, under any usual names; a missing cell is an image without
+    objects. Boxes are in pixels of the image as it is viewed, from its upper left corner on. What
+    reaches outside is clipped. A box cannot be used if it is not finite, ends before its start, has
+    zero size, lies outside the image, or has a label that is none of the classes.
+
+    Attributes:
+        names: of the classes; a class's number is its position. () for those of the column: of its
+            type, of the annotations, else of `labels.json`, else the labels in sorted order.
+        numbered: whether a number in the column is a position in `names`, rather than a name; None
+            as long as no column was learned from.
+        box_format: "xyxy" (left, top, right, bottom), "xywh" (left, top, width, height); None to
+            find it where only one of them fits the images.
+        on_bad_box: "drop" leaves out boxes that cannot be used, counted in the notes; "error" makes
+            an image with one a row that cannot be used.
+
+    Raises:
+        InputError: an unknown `box_format` or `on_bad_box`.
+
+    >>> objects = {"bbox": [[1, 2, 30, 20], [8, 8, 8, 9]], "category": ["cat", "dog"]}
+    >>> pets = Column("objects", [objects, None], "pets", "row {}".format, sizes=[(32, 24)] * 2)
+    >>> target = Boxes(box_format="xyxy").learn(pets)
+    >>> target.names, target.values(pets)[0]
+    (('cat', 'dog'), {'boxes': tensor([[ 1.,  2., 30., 20.]]), 'class_labels': tensor([0])})
+    >>> target.remarks(pets)
+    ('1 of 2 boxes of pets is dropped (1 of zero size; the first: row 0, 8 8 8 9)',)
+    """
+
+    names: tuple[str, ...] = ()
+    numbered: bool | None = None
+    box_format: Literal["xyxy", "xywh"] | None = None
+    on_bad_box: Literal["drop", "error"] = "drop"
+
+    role: ClassVar[str] = "objects"
+    usual: ClassVar[tuple[str, ...]] = ("objects", "annotations", "boxes", "bboxes", "labels")
+    sized: ClassVar[bool] = True
+    kinds_required: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.box_format not in (None, *FORMATS):
+            raise InputError(
+                f"box_format={self.box_format!r} is not known; {nearest(self.box_format, FORMATS)}"
+            )
+        if self.on_bad_box not in ("drop", "error"):
+            raise InputError(
+                f"on_bad_box={self.on_bad_box!r} is not known; "
+                f"{nearest(self.on_bad_box, ('drop', 'error'))}"
+            )
+
+    def typed(self, feature: Any) -> bool:
+        return any(field in _fields(feature) for field in BOX_FIELDS)
+
+    def class_names(self, feature: Any) -> tuple[str, ...] | None:
+        fields = _fields(feature)
+        names = [
+            getattr(getattr(fields[field], "feature", fields[field]), "names", None)
+            for field in LABEL_FIELDS
+            if field in fields
+        ]
+        return tuple(names[0]) if names and names[0] is not None else None
+
+    def learn(self, train: Column) -> "Boxes":
+        objects = _objects(train)
+        if not len(objects.rows):
+            raise InputError(
+                f"{train.split} has no box in column {train.name!r}; expected objects to learn from"
+            )
+        finite = np.isfinite(objects.boxes).all(1).tolist()
+        labels = [label for label, fine in zip(objects.labels, finite, strict=True) if fine]
+        names, numbered = learn_names(self.names, replace(train, cells=labels))
+        box_format = objects.told or self.box_format or _format(objects, train)
+        learned = replace(self, names=names, numbered=numbered, box_format=box_format)
+        if (wrong := learned._checked(objects, train).wrong).all():
+            raise InputError(
+                f"not one of {len(wrong):,} boxes of {train.split} can be used (the first is "
+                f"{WRONG[int(wrong[0])]}: {_said(objects, 0)}, labelled {objects.labels[0]!r}); "
+                "check the boxes, their format and the names of the classes"
+            )
+        return learned
+
+    def faults(self, column: Column) -> dict[int, str]:
+        """Rows whose objects cannot be read; with `on_bad_box="error"` those, too, with a box that
+        cannot be used, once this was learned."""
+        objects = _objects(column)
+        found = dict(objects.faults)
+        if self.on_bad_box == "error" and self.numbered is not None:
+            checked = self._checked(objects, column)
+            for index in np.flatnonzero(checked.wrong)[::-1].tolist():
+                box = _said(objects, index)
+                why = WRONG[int(checked.wrong[index])]
+                found[int(objects.rows[index])] = f"has a box {why} ({box})"
+        return found
+
+    def values(self, column: Column) -> list[dict[str, Tensor]]:
+        """Each row's objects: `boxes`, float32 `(N, 4)`, xyxy in pixels; `class_labels`, int64
+        `(N,)`. N may be 0."""
+        refuse_faults(self, column)
+        objects = _objects(column)
+        checked = self._checked(objects, column)
+        fine = checked.wrong == 0
+        counts = np.bincount(objects.rows[fine], minlength=len(column.cells)).tolist()
+        boxes = torch.from_numpy(checked.boxes[fine].astype(np.float32)).split(counts)
+        numbers = torch.from_numpy(checked.numbers[fine]).split(counts)
+        return [
+            {"boxes": own, "class_labels": labels}
+            for own, labels in zip(boxes, numbers, strict=True)
+        ]
+
+    def remarks(self, column: Column) -> tuple[str, ...]:
+        objects = _objects(column)
+        checked = self._checked(objects, column)
+        sentences = []
+        dropped = np.flatnonzero(checked.wrong)
+        if len(dropped) and self.on_bad_box == "drop":
+            kinds = ", ".join(
+                f"{count:,} {WRONG[kind]}"
+                for kind in WRONG
+                if (count := int((checked.wrong == kind).sum()))
+            )
+            index = int(dropped[0])
+            unknown = f" labelled {objects.labels[index]!r}" if checked.wrong[index] == 5 else ""
+            row = column.row_name(int(objects.rows[index]))
+            sentences.append(
+                f"{len(dropped):,} of {len(objects.rows):,} boxes of {column.split} "
+                f"{'are' if len(dropped) > 1 else 'is'} dropped ({kinds}; the first: {row}, "
+                f"{_said(objects, index)}{unknown})"
+            )
+        if count := int((checked.clipped & (checked.wrong == 0)).sum()):
+            what = f"{count:,} boxes reach" if count > 1 else "1 box reaches"
+            sentences.append(f"{what} outside the images of {column.split}: clipped")
+        return tuple(sentences)
+
+    def strata(self, values: list[dict[str, Tensor]]) -> Tensor:
+        """The class of the image that stands in the fewest images, as far as two images or more
+        have it; else one more kind: so each class that can be is likely on both sides."""
+        classes = len(self.names)
+        present = torch.zeros(len(values), classes + 1, dtype=torch.bool)
+        for row, value in enumerate(values):
+            present[row, value["class_labels"]] = True
+        present[:, classes] = True
+        rarity = present.sum(0)
+        rarity[classes] = len(values) + 1  # what every image has comes last
+        while True:
+            kinds = torch.where(present, rarity, len(values) + 2).argmin(1)
+            single = (torch.bincount(kinds, minlength=classes + 1) == 1)[:classes]
+            if not single.any():
+                break
+            present[:, :classes] &= ~single
+        counts = torch.bincount(kinds)
+        if len(counts) > classes and counts[classes] == 1:  # joins the most common
+            kinds[kinds == classes] = counts.argmax()
+        return kinds
+
+    def stratum(self, number: int) -> str:
+        return f"class {self.names[number]!r}" if number < len(self.names) else "other images"
+
+    def describe(self, values: list[dict[str, Tensor]]) -> str:
+        """
+        >>> square = {"boxes": torch.tensor([[0.0, 0, 9, 9]]), "class_labels": torch.tensor([0])}
+        >>> empty = {"boxes": torch.zeros(0, 4), "class_labels": torch.zeros(0, dtype=torch.int64)}
+        >>> Boxes(("cat",)).describe([square, square, empty])
+        "1 class ('cat') of 2 boxes; 0 to 1 boxes per image (1 without), 9 to 9 pixels a side"
+        """
+        labels = torch.cat([value["class_labels"] for value in values])
+        boxes = torch.cat([value["boxes"] for value in values])
+        counts = torch.bincount(labels, minlength=len(self.names))
+        low, high = int(counts.min()), int(counts.max())
+        known = ", ".join(map(repr, self.names[:4])) + ", …" * (len(self.names) > 4)
+        sizes = f"{low:,} to {high:,} boxes" if low < high else f"{low:,} boxes"
+        each = [len(value["boxes"]) for value in values]
+        without = f" ({each.count(0):,} without)" if 0 in each else ""
+        said = (
+            f"{len(self.names):,} class{'es' * (len(self.names) > 1)} ({known}) of {sizes}; "
+            f"{min(each):,} to {max(each):,} boxes per image{without}"
+        )
+        if not len(boxes):
+            return said
+        sides = boxes[:, 2:] - boxes[:, :2]
+        return f"{said}, {float(sides.min()):.4g} to {float(sides.max()):.4g} pixels a side"
+
+    def _checked(self, objects: _Objects, column: Column) -> _Checked:
+        if self.numbered is None:
+            raise ValueError("these boxes know no column yet: use what `learn` gives")
+        boxes = objects.boxes.copy()
+        if (objects.told or self.box_format) == "xywh":
+            boxes[:, 2:] += boxes[:, :2]
+        finite = np.isfinite(boxes).all(1)
+        backwards = (boxes[:, 2:] < boxes[:, :2]).any(1)
+        empty = (boxes[:, 2:] == boxes[:, :2]).any(1)
+        limits = _limits(objects, column)
+        inside = np.clip(boxes, 0, np.concatenate([limits, limits], 1))
+        outside = (inside[:, 2:] <= inside[:, :2]).any(1)
+        clipped = (np.abs(inside - boxes) > CLIPPED).any(1)
+        labels = replace(column, cells=objects.labels)
+        numbers = np.array(Classes(self.names, self.numbered).numbers(labels), dtype=np.int64)
+        wrong = np.select([~finite, backwards, empty, outside, numbers < 0], [1, 2, 3, 4, 5], 0)
+        return _Checked(inside, numbers, clipped, wrong)
+
+
+def _fields(feature: Any) -> Mapping[str, Any]:
+    """The fields of an object, from the type of a column of objects; none where it is no such."""
+    inner = getattr(feature, "feature", feature)
+    return inner if isinstance(inner, Mapping) else {}
+
+
+def _objects(column: Column) -> _Objects:
+    """Every object of a column.
+
+    Raises:
+        InputError: cells that hold no boxes and labels.
+    """
+    cells = column.cells
+    first = next((cell for cell in cells if cell), None)
+    fields = first[0] if isinstance(first, list) else first
+    if first is None:
+        return _Objects(np.zeros(0, np.int64), np.zeros((0, 4)), [], {}, None)
+    if not isinstance(fields, Mapping):
+        raise InputError(
+            f"column {column.name!r} of {column.split} holds no objects (the first is "
+            f"{str(first)[:60]}); expected boxes and labels, such as "
+            '{"bbox": [[x, y, w, h]], "category": ["cat"]}'
+        )
+    box, label = (
+        next((name for name in known if name in fields), None)
+        for known in (BOX_FIELDS, LABEL_FIELDS)
+    )
+    if box is None or label is None:
+        missing = "boxes" if box is None else "labels"
+        known = BOX_FIELDS if box is None else LABEL_FIELDS
+        raise InputError(
+            f"the objects in column {column.name!r} of {column.split} have no field of {missing} "
+            f"(they have {', '.join(map(repr, fields))}); call it {known[2]!r}"
+        )
+    faults: dict[int, str] = {}
+    rows: list[int] = []
+    boxes: list[Sequence[Any]] = []
+    labels: list[Any] = []
+    for row, cell in enumerate(cells):
+        if not cell:
+            continue
+        if isinstance(cell, Mapping) and cell.get("fault"):  # of a file that cannot be read
+            faults[row] = cell["fault"]
+            continue
+        own, named = _of_one_image(cell, box, label)
+        if len(own) != len(named):
+            faults[row] = f"has {len(own)} times a box, but {len(named)} times a label"
+        else:
+            rows.append(row)
+            boxes.append([each if _is_box(each) else NO_BOX for each in own])
+            labels += named
+    numbers = chain.from_iterable(chain.from_iterable(boxes))
+    flat = np.fromiter((np.nan if n is None else n for n in numbers), np.float64).reshape(-1, 4)
+    index = np.repeat(np.array(rows, dtype=np.int64), [len(own) for own in boxes])
+    told: Any = box if box in FORMATS else None
+    return _Objects(index, flat, labels, faults, told)
+
+
+def _of_one_image(cell: Any, box: str, label: str) -> tuple[Sequence[Any], Sequence[Any]]:
+    if isinstance(cell, list):
+        return [each[box] for each in cell], [each[label] for each in cell]
+    return cell[box] or (), cell[label] or ()
+
+
+def _is_box(box: Any) -> bool:
+    return isinstance(box, list | tuple) and len(box) == 4
+
+
+def _limits(objects: _Objects, column: Column) -> np.ndarray:
+    """Width and height of each object's image, `(M, 2)`; infinity where they are unknown."""
+    if column.sizes is None:
+        return np.full((len(objects.rows), 2), np.inf)
+    known = ((np.inf, np.inf) if size is None else size for size in column.sizes)
+    sizes = np.fromiter(chain.from_iterable(known), np.float64).reshape(-1, 2)
+    return sizes[objects.rows]
+
+
+def _format(objects: _Objects, column: Column) -> Literal["xyxy", "xywh"]:
+    """The only format in which (almost) all boxes have a size and lie within their images.
+
+    Raises:
+        InputError: both are such, or none is.
+    """
+    boxes = objects.boxes[np.isfinite(objects.boxes).all(1)]
+    limits = _limits(objects, column)[np.isfinite(objects.boxes).all(1)] + 1
+    first, second = boxes[:, :2], boxes[:, 2:]
+    odd = {
+        "xyxy": ((second <= first) | (second > limits)).any(1),
+        "xywh": ((second <= 0) | (first + second > limits)).any(1),
+    }
+    fitting = [name for name in FORMATS if odd[name].mean() <= ODD]
+    if len(boxes) and boxes.max() <= 1 and (limits > 3).all():
+        why, do = "seem to be shares of the images' sizes", "give them in pixels"
+    elif len(fitting) == 1:
+        return "xyxy" if fitting == ["xyxy"] else "xywh"
+    else:
+        why = "may be xyxy or xywh" if fitting else "fit their images neither as xyxy nor as xywh"
+        do = "say which with box_format (--box-format)"
+    raise InputError(
+        f"the boxes in column {column.name!r} of {column.split} {why} (the first: "
+        f"{_said(objects, 0)}); {do}"
+    )
+
+
+def _said(objects: _Objects, index: int) -> str:
+    """A box as it stands, for a person."""
+    return " ".join(f"{number:g}" for number in objects.boxes[index])
