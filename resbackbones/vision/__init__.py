@@ -8,6 +8,7 @@ from transformers import (
     AutoModelForObjectDetection,
 )
 
+from resbackbones.vision.box_items import BoxAugment, BoxItems
 from resbackbones.vision.boxes import draw_boxes
 from resbackbones.vision.data import Augment, ImageItems, choose_size, open_image
 from resbackbones.vision.detection import (
@@ -34,6 +35,8 @@ AutoModelForObjectDetection.register(ResidualDetectionConfig, ResidualForObjectD
 __all__ = [
     "Augment",
     "AveragePrecision",
+    "BoxAugment",
+    "BoxItems",
     "ImageItems",
     "ResidualDetectionConfig",
     "ResidualDetectionProcessor",

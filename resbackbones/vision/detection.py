@@ -15,7 +15,7 @@ from transformers.utils import ModelOutput
 from resbackbones.core.backbone import Backbone
 from resbackbones.core.spec import BackboneSpec
 from resbackbones.core.zoo import resolve
-from resbackbones.data.files import reason
+from resbackbones.data.paths import reason
 from resbackbones.errors import InputError, nearest
 from resbackbones.metrics import items
 from resbackbones.pretrained import ResidualConfig, ResidualPreTrainedModel, label_options
