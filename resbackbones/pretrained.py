@@ -6,8 +6,9 @@ initial weights, leave what a checkpoint lacks uninitialised, choose the loss by
 read soft labels as many yes/no questions.
 """
 
+import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -394,6 +395,18 @@ def label_options(
     }
 
 
+@contextlib.contextmanager
+def in_evaluation(model: nn.Module) -> Iterator[None]:
+    """Have a model in evaluation mode; afterwards every module is in the mode it had."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
 def _is_finite(value: Tensor) -> bool:
     return not value.is_floating_point() or bool(value.isfinite().all())
 
@@ -457,5 +470,6 @@ __all__: Sequence[str] = (
     "ResidualConfig",
     "ResidualPreTrainedModel",
     "classifier_options",
+    "in_evaluation",
     "label_options",
 )

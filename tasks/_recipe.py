@@ -31,12 +31,14 @@ from resbackbones.data import (
 from resbackbones.errors import InputError
 from resbackbones.metrics import Metric
 from resbackbones.pretrained import ResidualPreTrainedModel
-from resbackbones.train import Options, World, evaluate, fit
+from resbackbones.train import Options, Result, World, evaluate, fit
 from tasks import _running
 from tasks._classes import KnownClasses, name_classes
 from tasks._telling import Run, remarks, table, write_results
 
 T = TypeVar("T")
+FOLDS = 5
+FEW = 30  # rows that say too little of an accuracy: its interval is 36 points wide at half
 if TYPE_CHECKING:
     Spec: TypeAlias = str | BackboneSpec
 else:  # what a command line can say
@@ -77,6 +79,10 @@ class Recipe(Options):
     seeds: tuple[int, ...] = (0,)
     """One training per seed."""
     seed: Annotated[int, tyro.conf.Suppress] = 0
+    folds: int | None = None
+    """Without a test split, measure by cross-validation in so many parts, a training for each;
+    0: on the validation split (5 where that has fewer than 30 rows and was held out of train)."""
+    fold: Annotated[tuple[int, int] | None, tyro.conf.Suppress] = None
     least_steps: int = 400
     """Updates that a training has at least: on few items it takes more epochs than --epochs."""
     output: Path | None = None
@@ -95,6 +101,8 @@ class Recipe(Options):
         super().__post_init__()
         if not self.seeds:
             raise InputError("--seeds is empty; give at least one, as --seeds 0")
+        if self.folds is not None and (self.folds < 0 or self.folds == 1):
+            raise InputError(f"--folds is {self.folds}; give 2 or more, or 0 for none")
         if self.least_steps < 0:
             raise InputError(f"--least-steps is {self.least_steps}; give a number from 0 up")
         if self.data is None and not self.predict:
@@ -115,9 +123,10 @@ class Recipe(Options):
 
     def open(self, kind: str, target: Target | None = None) -> Splits:
         """The splits of the data; `kind` is "image", "audio" or "text", the target `Classes()`."""
-        return open_splits(
+        splits = open_splits(
             str(self.data), train_limit=self.train_limit, **self._opening(kind, target or Classes())
         )
+        return splits if self.fold is None else splits.fold(*self.fold)
 
     def open_alone(self, kind: str, target: Target) -> Source:
         """The split to measure a model on: the only one, else test, else validation."""
@@ -219,22 +228,23 @@ def train(task: Task, config: Recipe) -> None:
         made = task.experiment(config)
         found(made, say)
         config = longer(config, len(made.train), world, say)
+        parts = folds(task, config, made, say)
         say("the baseline …", flush=True)
-        baseline = world.once(made.baseline)
+        baseline = world.once(lambda: together([part.baseline() for part in parts or [made]]))
         figure = report.format_metric(task.figures[0], baseline[1].compute()[task.figures[0]])
         say(f"{baseline[0]}: {figure}", flush=True)
         runs = []
         for seed in config.seeds:
             if len(config.seeds) > 1:
                 say(f"seed {seed}", flush=True)
-            runs.append(one_seed(made, config, folder / f"seed-{seed}", seed, world))
+            runs.append(one_seed(made, parts, config, folder / f"seed-{seed}", seed, world))
     except _running.Stopped as stopped:
         stopped.folder = folder
         stopped.further = [] if config.resume else ["--resume"]
         stopped.further += [] if config.output else ["--output", str(folder)]
         raise
     if world.first:
-        conclude(task, config, made, runs, baseline, folder)
+        conclude(task, config, made, len(parts), runs, baseline, folder)
 
 
 def found(made: Experiment, say: Callable[..., None]) -> None:
@@ -248,16 +258,66 @@ def found(made: Experiment, say: Callable[..., None]) -> None:
         say(_running.wrapped(line), flush=True)
 
 
-def one_seed(made: Experiment, config: Recipe, place: Path, seed: int, world: World) -> Run:
-    """Train, measure and save the model of one seed."""
-    torch.manual_seed(seed)
-    made.train.seed = seed
-    model = made.build()
-    result = fit(model, made.train, made.validation, replace(config, output=place, seed=seed))
-    metric = model.metric()
-    evaluate(model, made.test, metric, budget=config.budget)
+def folds(
+    task: Task, config: Recipe, made: Experiment, say: Callable[..., None]
+) -> list[Experiment]:
+    """The parts of a cross-validation; none where the data have a split that says enough."""
+    splits, rows = made.splits, len(made.test)
+    if splits.test is not None:
+        if config.folds:
+            raise InputError(
+                f"--folds {config.folds} is for data without a test split; leave it out"
+            )
+        return []
+    count = config.folds
+    if count is None:
+        count = FOLDS if splits.held_out and rows < FEW else 0
+        if count:
+            say(
+                f"{rows} held out rows say too little, so {count} more trainings cross-validate "
+                "(--folds 0: none)"
+            )
+    if count > len(made.train):
+        raise InputError(f"--folds {count} is more than the rows there are; give fewer")
+    return [task.experiment(replace(config, fold=(number, count))) for number in range(count)]
+
+
+def together(found: Sequence[tuple[str, Any]]) -> tuple[str, Any]:
+    """Baselines of several parts as one: the first one's name, all that they counted."""
+    (name, metric), *others = found
+    for _, other in others:
+        metric.merge(other)
+    return name, metric
+
+
+def one_seed(
+    made: Experiment,
+    parts: Sequence[Experiment],
+    config: Recipe,
+    place: Path,
+    seed: int,
+    world: World,
+) -> Run:
+    """Train, measure and save the model of one seed; with parts of a cross-validation, what is
+    measured are models trained on the rest of each, for as long, with nothing chosen on it."""
+
+    def trained(part: Experiment, validation: Items | None, output: Path) -> tuple[Any, Result]:
+        torch.manual_seed(seed)
+        part.train.seed = seed
+        model = part.build()
+        return model, fit(model, part.train, validation, replace(config, output=output, seed=seed))
+
+    model, result = trained(made, made.validation, place)
     if world.first:
         model.save_pretrained(place / "model")
+    metric = model.metric()
+    if not parts:
+        evaluate(model, made.test, metric, budget=config.budget)
+    for number, part in enumerate(parts, 1):
+        other, _ = trained(part, None, place / f"part-{number}")
+        counted = other.metric()
+        evaluate(other, part.test, counted, budget=config.budget)
+        metric.merge(counted)
     return Run(seed, metric, result)
 
 
@@ -286,6 +346,7 @@ def conclude(
     task: Task,
     config: Recipe,
     made: Experiment,
+    parts: int,
     runs: Sequence[Run],
     baseline: tuple[str, Metric],
     folder: Path,
@@ -297,8 +358,10 @@ def conclude(
     example = {n: x.unsqueeze(0) for n, x in made.test[0].items() if n != "labels"}
     parameters = count_parameters(model)
     macs = count_macs(model, {n: x.cpu() for n, x in example.items()})
-    split = "validation" if splits.test is None else "test"
-    print(f"\n{name}, {split} split ({protocol(made)})\n")
+    split = f"{parts}-fold cross-validation" if parts else "test split"
+    if not parts and splits.test is None:
+        split = "validation split"
+    print(f"\n{name}, {split} ({protocol(made)})\n")
     print(table(task.figures, config.arm, runs, baseline))
     seconds = sum(run.result.seconds for run in runs) / len(runs)
     print(
@@ -313,7 +376,7 @@ def conclude(
             task=task.name,
             dataset=name,
             protocol=protocol(made),
-            split=split,
+            split=split.removesuffix(" split"),
             arm=config.arm,
             metric=task.figures[0],
             seeds=[run.seed for run in runs],

@@ -184,7 +184,7 @@ class Backbone(nn.Module):
         drawn = {m.conv for m in self.modules() if isinstance(m, Convolution)}
         for module in self.modules():
             if isinstance(module, Convolution):
-                _draw(module.conv)
+                draw_he(module.conv)
             elif isinstance(module, Bias):
                 nn.init.zeros_(module.value)
             elif module not in drawn and not isinstance(module, Backbone):
@@ -303,7 +303,7 @@ def count_macs(module: nn.Module, *example: Any) -> int:
     return counter.get_total_flops() // 2
 
 
-def _draw(conv: nn.Conv2d) -> None:
+def draw_he(conv: nn.Conv2d) -> None:
     """He initialisation over the outputs a weight feeds (He et al. 2015b, section 2.2); a depthwise
     convolution has no activation after it and so no gain."""
     weight = conv.weight

@@ -349,6 +349,13 @@ class BackboneSpec:
     def receptive_field(self) -> float:
         """Positions of the last axis that one position of the last feature depends on; infinite
         where something averages over the whole axis (attention, group norm)."""
+        before, after = self.reaches[-1]
+        return before + after + 1
+
+    @property
+    def reaches(self) -> tuple[tuple[float, float], ...]:
+        """Input positions before and after its own (its index times its stride) that a position of
+        each feature depends on, on the last axis."""
         Field = tuple[float, float, int]  # before and after, in input positions, and one step here
 
         def along(field: Field, parts: tuple[Part, ...]) -> Field:
@@ -360,6 +367,7 @@ class BackboneSpec:
             return before, after, step
 
         field = along((0, 0, 1), self.plan.stem)
+        reached = []
         for down, blocks in self.plan.stages:
             field = along(field, down)
             for block in blocks:
@@ -368,8 +376,9 @@ class BackboneSpec:
                     around = along(field, block.shortcut)
                     before, after = max(before, around[0]), max(after, around[1])
                 field = before, after, step
-        before, after, _ = along(field, self.plan.tail)
-        return before + after + 1
+            reached.append(field[:2])
+        reached[-1] = along(field, self.plan.tail)[:2]
+        return tuple(reached)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, strings, lists and dicts: ready for JSON.

@@ -114,11 +114,12 @@ def _check_coco(path: Path, content: Mapping[str, Any]) -> None:
                 )
 
 
-def _image_folders(file: Path, split: str, images: Iterable[Path]) -> list[Path]:
+def _image_folders(file: Path, split: str, images: Iterable[Path]) -> list[str]:
     """Where the images of an annotation file may be, the likeliest first."""
-    folders = sorted({folder for image in images for folder in image.parents})
-    same = [folder for folder in folders if split_in(folder.name) == split]
-    return [file.parent, *same, Path("images"), Path()]
+    inner = {image.parent for image in images}
+    folders = sorted(inner.union(*(folder.parents for folder in inner)))
+    same = [str(folder) for folder in folders if split_in(folder.name) == split]
+    return [str(file.parent), *same, "images", ""]
 
 
 def _coco_rows(
@@ -224,7 +225,9 @@ def _open_voc(
         is_voc = True
         image = only(_beside(file, images.by_stem[file.stem]))
         if image is None and (name := tree.findtext("filename")):
-            image = images.named(name.strip(), [file.parent, file.parent.parent / "JPEGImages"])
+            image = images.named(
+                name.strip(), [str(file.parent), str(file.parent.parent / "JPEGImages")]
+            )
         if image is None:
             lost.append(file)
         elif image in rows:

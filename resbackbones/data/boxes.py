@@ -1,18 +1,20 @@
 """`Boxes`: rectangles around objects, checked one by one."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+import pyarrow.compute
 import torch
 from torch import Tensor
 
+from resbackbones.data.columns import Cells
+from resbackbones.data.paths import reason
 from resbackbones.data.targets import Classes, Column, Target, learn_names, refuse_faults
 from resbackbones.errors import InputError, nearest
 
-NO_BOX = (None,) * 4
 FORMATS = ("xyxy", "xywh")
 # What the two fields of an object are usually called. A field called like a format says it.
 BOX_FIELDS = (*FORMATS, "bbox", "bboxes", "box", "boxes", "bounding_box")
@@ -30,17 +32,22 @@ class _Objects:
 
     Attributes:
         rows: each one's row, int64 `(M,)`, ascending.
-        boxes: as they stand, float64 `(M, 4)`.
-        labels: as they stand, `(M,)`.
+        boxes: as they stand, float64 `(M, 4)`; what is no four numbers is NaN.
+        kinds: the different labels, as they stand.
+        labels: each one's position in `kinds`, int64 `(M,)`.
         faults: rows whose objects cannot be read at all -> why.
         told: the format that the field's name says, if it does.
     """
 
     rows: np.ndarray
     boxes: np.ndarray
-    labels: list[Any]
+    kinds: list[Any]
+    labels: np.ndarray
     faults: dict[int, str]
     told: Literal["xyxy", "xywh"] | None
+
+    def label(self, index: int) -> Any:
+        return self.kinds[self.labels[index]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,15 +141,15 @@ class Boxes(Target):
             raise InputError(
                 f"{train.split} has no box in column {train.name!r}; expected objects to learn from"
             )
-        finite = np.isfinite(objects.boxes).all(1).tolist()
-        labels = [label for label, fine in zip(objects.labels, finite, strict=True) if fine]
-        names, numbered = learn_names(self.names, replace(train, cells=labels))
+        finite = np.isfinite(objects.boxes).all(1)
+        kinds = [objects.kinds[kind] for kind in np.unique(objects.labels[finite])]
+        names, numbered = learn_names(self.names, replace(train, cells=kinds))
         box_format = objects.told or self.box_format or _format(objects, train)
         learned = replace(self, names=names, numbered=numbered, box_format=box_format)
         if (wrong := learned._checked(objects, train).wrong).all():
             raise InputError(
                 f"not one of {len(wrong):,} boxes of {train.split} can be used (the first is "
-                f"{WRONG[int(wrong[0])]}: {_said(objects, 0)}, labelled {objects.labels[0]!r}); "
+                f"{WRONG[int(wrong[0])]}: {_said(objects, 0)}, labelled {objects.label(0)!r}); "
                 "check the boxes, their format and the names of the classes"
             )
         return learned
@@ -187,7 +194,7 @@ class Boxes(Target):
                 if (count := int((checked.wrong == kind).sum()))
             )
             index = int(dropped[0])
-            unknown = f" labelled {objects.labels[index]!r}" if checked.wrong[index] == 5 else ""
+            unknown = f" labelled {objects.label(index)!r}" if checked.wrong[index] == 5 else ""
             row = column.row_name(int(objects.rows[index]))
             sentences.append(
                 f"{len(dropped):,} of {len(objects.rows):,} boxes of {column.split} "
@@ -203,18 +210,24 @@ class Boxes(Target):
         """The class of the image that stands in the fewest images, as far as two images or more
         have it; else one more kind: so each class that can be is likely on both sides."""
         classes = len(self.names)
-        present = torch.zeros(len(values), classes + 1, dtype=torch.bool)
-        for row, value in enumerate(values):
-            present[row, value["class_labels"]] = True
-        present[:, classes] = True
-        rarity = present.sum(0)
-        rarity[classes] = len(values) + 1  # what every image has comes last
+        rows = torch.arange(len(values)).repeat_interleave(
+            torch.tensor([len(value["class_labels"]) for value in values])
+        )
+        labels = torch.cat([value["class_labels"] for value in values])
+        pairs = torch.unique(rows * classes + labels)  # every class of an image once
+        rows, labels = pairs // classes, pairs % classes
+        images = torch.bincount(labels, minlength=classes)  # that have it
+        shared = torch.ones(classes, dtype=torch.bool)
         while True:
-            kinds = torch.where(present, rarity, len(values) + 2).argmin(1)
-            single = (torch.bincount(kinds, minlength=classes + 1) == 1)[:classes]
-            if not single.any():
+            rank = torch.full((len(values),), torch.iinfo(torch.int64).max)
+            use = shared[labels]
+            key = images[labels] * classes + labels
+            rank = rank.scatter_reduce(0, rows[use], key[use], "amin")
+            kinds = torch.where(rank == torch.iinfo(torch.int64).max, classes, rank % classes)
+            alone = torch.bincount(kinds, minlength=classes + 1)[:classes] == 1
+            if not alone.any():
                 break
-            present[:, :classes] &= ~single
+            shared &= ~alone
         counts = torch.bincount(kinds)
         if len(counts) > classes and counts[classes] == 1:  # joins the most common
             kinds[kinds == classes] = counts.argmax()
@@ -260,8 +273,9 @@ class Boxes(Target):
         inside = np.clip(boxes, 0, np.concatenate([limits, limits], 1))
         outside = (inside[:, 2:] <= inside[:, :2]).any(1)
         clipped = (np.abs(inside - boxes) > CLIPPED).any(1)
-        labels = replace(column, cells=objects.labels)
-        numbers = np.array(Classes(self.names, self.numbered).numbers(labels), dtype=np.int64)
+        kinds = replace(column, cells=objects.kinds)
+        known = Classes(self.names, self.numbered).numbers(kinds)
+        numbers = np.array(known, dtype=np.int64)[objects.labels]
         wrong = np.select([~finite, backwards, empty, outside, numbers < 0], [1, 2, 3, 4, 5], 0)
         return _Checked(inside, numbers, clipped, wrong)
 
@@ -278,60 +292,97 @@ def _objects(column: Column) -> _Objects:
     Raises:
         InputError: cells that hold no boxes and labels.
     """
-    cells = column.cells
-    first = next((cell for cell in cells if cell), None)
-    fields = first[0] if isinstance(first, list) else first
-    if first is None:
-        return _Objects(np.zeros(0, np.int64), np.zeros((0, 4)), [], {}, None)
-    if not isinstance(fields, Mapping):
-        raise InputError(
-            f"column {column.name!r} of {column.split} holds no objects (the first is "
-            f"{str(first)[:60]}); expected boxes and labels, such as "
-            '{"bbox": [[x, y, w, h]], "category": ["cat"]}'
-        )
-    box, label = (
-        next((name for name in known if name in fields), None)
-        for known in (BOX_FIELDS, LABEL_FIELDS)
-    )
-    if box is None or label is None:
-        missing = "boxes" if box is None else "labels"
-        known = BOX_FIELDS if box is None else LABEL_FIELDS
-        raise InputError(
-            f"the objects in column {column.name!r} of {column.split} have no field of {missing} "
-            f"(they have {', '.join(map(repr, fields))}); call it {known[2]!r}"
-        )
+    cells = column.cells.arrow() if isinstance(column.cells, Cells) else column.cells
+    if not isinstance(cells, pyarrow.Array):
+        try:
+            cells = pyarrow.array(cells, from_pandas=False)
+        except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError) as error:
+            raise InputError(
+                f"column {column.name!r} of {column.split} holds objects of several kinds "
+                f"({reason(error)}); write all alike"
+            ) from error
+    count = len(cells)
+    is_list = _is_list(cells.type)
+    entries = cells.flatten() if is_list else cells
+    none = np.zeros(0, np.int64)
+    if cells.null_count == count or pyarrow.types.is_null(entries.type):
+        return _Objects(none, np.zeros((0, 4)), [], none, {}, None)
+    box, label = _known_fields(entries, column)
+    boxes, labels = (pyarrow.compute.struct_field(entries, name) for name in (box, label))
+    sizes = labels_of = _lengths(cells if is_list else boxes)
     faults: dict[int, str] = {}
-    rows: list[int] = []
-    boxes: list[Sequence[Any]] = []
-    labels: list[Any] = []
-    for row, cell in enumerate(cells):
-        if not cell:
-            continue
-        if isinstance(cell, Mapping) and cell.get("fault"):  # of a file that cannot be read
-            faults[row] = cell["fault"]
-            continue
-        own, named = _of_one_image(cell, box, label)
-        if len(own) != len(named):
-            faults[row] = f"has {len(own)} times a box, but {len(named)} times a label"
-        else:
-            rows.append(row)
-            boxes.append([each if _is_box(each) else NO_BOX for each in own])
-            labels += named
-    numbers = chain.from_iterable(chain.from_iterable(boxes))
-    flat = np.fromiter((np.nan if n is None else n for n in numbers), np.float64).reshape(-1, 4)
-    index = np.repeat(np.array(rows, dtype=np.int64), [len(own) for own in boxes])
+    if not is_list:
+        labels_of = _lengths(labels)
+        if "fault" in (field.name for field in entries.type):  # of a file that cannot be read
+            said = pyarrow.compute.struct_field(entries, "fault").to_pylist()
+            faults = {row: why for row, why in enumerate(said) if why}
+        for row in np.flatnonzero(sizes != labels_of).tolist():
+            faults[row] = f"has {sizes[row]} times a box, but {labels_of[row]} times a label"
+        boxes, labels = (
+            each.flatten() if _is_list(each.type) else each for each in (boxes, labels)
+        )
+    if not _is_list(boxes.type) and len(boxes) > boxes.null_count:
+        raise _no_objects(column, cells)
+    coded = labels.dictionary_encode("encode")
+    codes = coded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+    rows, flat = np.repeat(np.arange(count), sizes), _numbers(boxes)
+    if faults:
+        readable = ~np.isin(np.arange(count), list(faults))
+        flat, codes = flat[readable[rows]], codes[readable[np.repeat(np.arange(count), labels_of)]]
+        rows = rows[readable[rows]]
     told: Any = box if box in FORMATS else None
-    return _Objects(index, flat, labels, faults, told)
+    return _Objects(rows, flat, coded.dictionary.to_pylist(), codes, faults, told)
 
 
-def _of_one_image(cell: Any, box: str, label: str) -> tuple[Sequence[Any], Sequence[Any]]:
-    if isinstance(cell, list):
-        return [each[box] for each in cell], [each[label] for each in cell]
-    return cell[box] or (), cell[label] or ()
+def _known_fields(entries: Any, column: Column) -> tuple[str, str]:
+    """The fields of boxes and of labels."""
+    if not pyarrow.types.is_struct(entries.type):
+        raise _no_objects(column, entries)
+    fields = [field.name for field in entries.type]
+    found = []
+    for known, what in ((BOX_FIELDS, "boxes"), (LABEL_FIELDS, "labels")):
+        name = next((name for name in known if name in fields), None)
+        if name is None:
+            raise InputError(
+                f"the objects in column {column.name!r} of {column.split} have no field of {what} "
+                f"(they have {', '.join(map(repr, fields))}); call it {known[2]!r}"
+            )
+        found.append(name)
+    return found[0], found[1]
 
 
-def _is_box(box: Any) -> bool:
-    return isinstance(box, list | tuple) and len(box) == 4
+def _no_objects(column: Column, cells: Any) -> InputError:
+    first = next(cell for cell in cells.to_pylist() if cell is not None)
+    return InputError(
+        f"column {column.name!r} of {column.split} holds no objects (the first is "
+        f"{str(first)[:60]}); expected boxes and labels, such as "
+        '{"bbox": [[x, y, w, h]], "category": ["cat"]}'
+    )
+
+
+def _is_list(type_: Any) -> bool:
+    types = pyarrow.types
+    return types.is_list(type_) or types.is_large_list(type_) or types.is_fixed_size_list(type_)
+
+
+def _lengths(lists: Any) -> np.ndarray:
+    """How many entries each list has; a missing one none."""
+    if not _is_list(lists.type):
+        return np.zeros(len(lists), np.int64)
+    lengths = pyarrow.compute.list_value_length(lists).fill_null(0)
+    return lengths.to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+def _numbers(boxes: Any) -> np.ndarray:
+    """Boxes as float64 `(M, 4)`, those without four numbers NaN."""
+    flat = np.full((len(boxes), 4), np.nan)
+    whole = _lengths(boxes) == 4
+    if whole.any():
+        chosen = boxes.filter(pyarrow.array(whole)).flatten()
+        if not pyarrow.types.is_string(chosen.type):
+            numbers = chosen.cast("float64").to_numpy(zero_copy_only=False)
+            flat[whole] = numbers.reshape(-1, 4)
+    return flat
 
 
 def _limits(objects: _Objects, column: Column) -> np.ndarray:

@@ -88,8 +88,8 @@ class Source:
             return Column("", (), self.name, self.row_name)
         name = self.columns[self.target.role]
         cells: Sequence[Any]
-        if self.target.encoded:
-            cells = Encoded(self.dataset, name)
+        if self.target.encoded or self.target.sized:
+            cells = Cells(self.dataset, name)
         else:
             cells = [None if cell != cell else cell for cell in plain_values(self.dataset, name)]
         names = self.target.class_names(self.dataset.features[name])
@@ -179,14 +179,18 @@ class Source:
         return fingerprint(chain(*parts))
 
 
-class Encoded(Sequence[Any]):
-    """A column of files, each `{"bytes", "path"}` or None, read when it is asked for."""
+class Cells(Sequence[Any]):
+    """The plain values of a column that is large or nested, read when they are asked for."""
 
     def __init__(self, dataset: "Dataset", column: str) -> None:
         self._table = dataset.select_columns([column]).with_format("arrow")
 
     def __len__(self) -> int:
         return len(self._table)
+
+    def arrow(self) -> Any:
+        """All of them as one Arrow array."""
+        return self._table[:].column(0).combine_chunks()
 
     def __getitem__(self, row: Any) -> Any:
         if isinstance(row, slice):
@@ -360,7 +364,7 @@ def with_sides(dataset: "Dataset", columns: dict[str, str]) -> tuple["Dataset", 
     if all(found.values()):
         return dataset, columns | {side: column for side, column in found.items() if column}
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        sizes = list(pool.map(viewed_size, Encoded(dataset, columns["input"])))
+        sizes = list(pool.map(viewed_size, Cells(dataset, columns["input"])))
     for side, values in zip(SIDES, zip(*sizes, strict=True), strict=True):
         name = side if side not in dataset.column_names else f"{side} of the image"
         dataset = dataset.add_column(name, list(values))

@@ -6,7 +6,7 @@ Nothing is decoded here, and no image or recording is read.
 import codecs
 import csv
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -240,8 +240,8 @@ def _has_class_folders(root: Path, asked: Asked) -> bool:
 
 
 def _open_folders(root: Path, asked: Asked) -> Opened:
-    """The label is the folder right below the root, or right below a split's folder. (The builder
-    of `datasets` wants torchcodec for audio, so the files are listed here.)"""
+    """The label is a folder below the root or below a split's; which one, `_class_folders` says.
+    (The builder of `datasets` wants torchcodec for audio, so the files are listed here.)"""
     import datasets
 
     with one_sentence(root):
@@ -264,23 +264,29 @@ def _open_folders(root: Path, asked: Asked) -> Opened:
             split = split_in(file.name) or split_in(file.parts[0]) or "train"
             parts.setdefault(split, []).append(root / file)
         return replace(_open_texts(root, parts, asked), notes=notes)
-    tops = {file.parts[0] for file in media if len(file.parts) > 1}
+    outer = _outer(media) if asked.role == "label" else 0
+    tops = {file.parts[outer] for file in media if len(file.parts) > outer + 1}
     called = {top for top in tops if is_split(top)}
     if len(called) > 1 and tops != called:  # a single "train" may be a class beside "car"
         raise InputError(
             f"{root} has the class folder {min(tops - called)!r} beside the splits "
             f"{', '.join(sorted(called))}; keep splits or classes there, not both"
         )
-    rows: dict[str, dict[str, list[str]]] = {}
-    for file in media:
-        above = file.parts[: 1 if called == tops and called else 0]
-        inside = file.parts[len(above) :]
-        if asked.role == "label" and len(inside) < 2:
+    above = outer + (called == tops and bool(called))  # folders that say nothing of the class
+    labels: dict[tuple[str, ...], str] = {}
+    if asked.role == "label":
+        if bare := next((file for file in media if len(file.parts) < above + 2), None):
             raise InputError(
-                f"{root / file} is in no class folder; put every file into a folder named after "
+                f"{root / bare} is in no class folder; put every file into a folder named after "
                 "its class"
             )
-        part = rows.setdefault("".join(above) or "train", {})
+        labels, said = _class_folders({file.parts[above:-1] for file in media})
+        if outer:
+            said = [f"The folders of classes are in {Path(*media[0].parts[:outer])}", *said]
+        notes = (*notes, *said)
+    rows: dict[str, dict[str, list[str]]] = {}
+    for file in media:
+        part = rows.setdefault("".join(file.parts[outer:above]) or "train", {})
         if medium == "text":
             with one_sentence(root / file, [root / file] if asked.encoding is None else ()):
                 text = (root / file).read_text(encoding=asked.encoding or "utf-8")
@@ -289,22 +295,55 @@ def _open_folders(root: Path, asked: Asked) -> Opened:
         else:
             part.setdefault(medium, []).append(str(file))
         if asked.role == "label":
-            part.setdefault("label", []).append(inside[0])
-    if asked.role == "label" and len(tops) == 1:
-        _refuse_one_level_down(root, media)
+            part.setdefault("label", []).append(labels[file.parts[above:-1]])
     tables = {split: datasets.Dataset.from_dict(columns) for split, columns in rows.items()}
     listed, in_files = labels_file(root), medium == "text"
     return Opened(str(root), tables, root, listed, notes, in_files=in_files)
 
 
-def _refuse_one_level_down(root: Path, media: list[Path]) -> None:
-    (top,) = {file.parts[0] for file in media}
-    inner = sorted({file.parts[1] for file in media if len(file.parts) > 2})
-    if not is_split(top) and len(inner) > 1 and all(len(file.parts) > 2 for file in media):
-        raise InputError(
-            f"{root} has one class folder only ({top!r}); the classes seem to be one level down "
-            f"({', '.join(map(repr, inner[:4]))}{', …' * (len(inner) > 4)}), so give {root / top}"
+def _outer(files: Sequence[Path]) -> int:
+    """How many folders hold nothing but one folder each, above the splits or classes.
+
+    >>> _outer([Path("pics/red/0.png"), Path("pics/blue/0.png")]), _outer([Path("red/0.png")])
+    (1, 0)
+    """
+    depth = 0
+    while all(len(file.parts) > depth + 2 for file in files):
+        (top, *others) = {file.parts[depth] for file in files}
+        if others or is_split(top):
+            break
+        depth += 1
+    return depth
+
+
+def _class_folders(folders: set[tuple[str, ...]]) -> tuple[dict[tuple[str, ...], str], list[str]]:
+    """Folder of files -> its class, and what is to be said of that.
+
+    A class's folder is the first on the way down that holds files itself. Its name is the class
+    where all such folders are equally deep and no two are called alike (animals/cats, plants/ivy);
+    else folders below the first divide a class (cats/monday, dogs/monday).
+
+    >>> _class_folders({("cats",), ("cats", "more"), ("dogs",)})[0][("cats", "more")]
+    'cats'
+    >>> _class_folders({("animals", "cats"), ("plants", "ivy")})[0].values()
+    dict_values(['cats', 'ivy'])
+    """
+    holder = {
+        folder: next(
+            folder[:depth] for depth in range(1, len(folder) + 1) if folder[:depth] in folders
         )
+        for folder in sorted(folders)
+    }
+    holders = sorted(set(holder.values()))
+    depths, names = {len(each) for each in holders}, {each[-1] for each in holders}
+    if depths == {1} or len(depths) > 1 or len(names) < len(holders):
+        deep = max(holders, key=len)
+        said = [f"Folders below the first divide a class ({'/'.join(deep)} is of {deep[0]!r})"]
+        return {folder: folder[0] for folder in holder}, said if len(deep) > 1 else []
+    said = [
+        f"The classes are the folders {depths.pop()} levels down, such as {'/'.join(holders[0])}"
+    ]
+    return {folder: each[-1] for folder, each in holder.items()}, said
 
 
 def _open_texts(where: Path, files: Mapping[str, list[Path]], asked: Asked) -> Opened:

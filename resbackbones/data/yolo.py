@@ -201,6 +201,6 @@ def _images_at(root: Path, entry: str, config: Mapping[str, Any], images: Images
         if place.suffix == ".txt" and (root / place).is_file():
             with one_sentence(root / place, [root / place]):
                 lines = (root / place).read_text(encoding="utf-8").splitlines()
-            named = [images.named(line.strip(), [place.parent, Path()]) for line in lines if line]
+            named = [images.named(line.strip(), [str(place.parent), ""]) for line in lines if line]
             return [image for image in named if image is not None]
     return []

@@ -292,9 +292,10 @@ class _Run:
         seed_all(options.seed, state.step, world.rank)
         window = list(itertools.islice(batches, options.accumulate))
         weights = [self.weight(batch) for batch in window]
-        whole = sum(weights)
+        whole = torch.as_tensor(sum(weights), dtype=torch.float64)
         if world.size > 1:
-            whole = world.sum(torch.as_tensor(whole, dtype=torch.float64))
+            whole = world.sum(whole)
+        whole = whole.clamp(min=1)  # of nothing but pixels without a class, say
         for number, (batch, weight) in enumerate(zip(window, weights, strict=True)):
             last = number == len(window) - 1
             with contextlib.nullcontext() if world.size == 1 or last else net.no_sync():  # type: ignore[operator]

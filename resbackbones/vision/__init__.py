@@ -1,28 +1,40 @@
-"""Images in; classes and boxes out. Importing this registers the models with transformers' Auto
-classes."""
+"""Images in; classes, boxes and masks out. Importing this registers the models with transformers'
+Auto classes."""
 
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
     AutoModelForImageClassification,
     AutoModelForObjectDetection,
+    AutoModelForSemanticSegmentation,
 )
 
 from resbackbones.vision.box_items import BoxAugment, BoxItems
 from resbackbones.vision.boxes import draw_boxes
 from resbackbones.vision.data import Augment, ImageItems, choose_size, open_image
+from resbackbones.vision.decoders import DECODERS, DeepLabV3Plus, SemanticFPN, UNet
 from resbackbones.vision.detection import (
     ResidualDetectionConfig,
     ResidualDetectionProcessor,
     ResidualForObjectDetection,
 )
-from resbackbones.vision.metrics import AveragePrecision
+from resbackbones.vision.masks import MaskAugment, MaskItems, draw_masks
+from resbackbones.vision.metrics import AveragePrecision, PixelConfusion
 from resbackbones.vision.models import ResidualForImageClassification, ResidualVisionConfig
 from resbackbones.vision.processor import ResidualImageProcessor
+from resbackbones.vision.segmentation import (
+    ResidualForSemanticSegmentation,
+    ResidualSegmentationConfig,
+)
+from resbackbones.vision.tiles import Approximate
 
-AutoConfig.register(ResidualVisionConfig.model_type, ResidualVisionConfig)
-AutoImageProcessor.register(
-    ResidualVisionConfig, image_processor_classes={"torchvision": ResidualImageProcessor}
+for config in (ResidualVisionConfig, ResidualSegmentationConfig):
+    AutoConfig.register(config.model_type, config)
+    AutoImageProcessor.register(
+        config, image_processor_classes={"torchvision": ResidualImageProcessor}
+    )
+AutoModelForSemanticSegmentation.register(
+    ResidualSegmentationConfig, ResidualForSemanticSegmentation
 )
 AutoModelForImageClassification.register(ResidualVisionConfig, ResidualForImageClassification)
 
@@ -33,18 +45,29 @@ AutoImageProcessor.register(
 AutoModelForObjectDetection.register(ResidualDetectionConfig, ResidualForObjectDetection)
 
 __all__ = [
+    "DECODERS",
+    "Approximate",
     "Augment",
     "AveragePrecision",
     "BoxAugment",
     "BoxItems",
+    "DeepLabV3Plus",
     "ImageItems",
+    "MaskAugment",
+    "MaskItems",
+    "PixelConfusion",
     "ResidualDetectionConfig",
     "ResidualDetectionProcessor",
     "ResidualForImageClassification",
     "ResidualForObjectDetection",
+    "ResidualForSemanticSegmentation",
     "ResidualImageProcessor",
+    "ResidualSegmentationConfig",
     "ResidualVisionConfig",
+    "SemanticFPN",
+    "UNet",
     "choose_size",
     "draw_boxes",
+    "draw_masks",
     "open_image",
 ]

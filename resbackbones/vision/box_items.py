@@ -12,10 +12,9 @@ from torch.nn import functional
 
 from resbackbones.data import Boxes, Items, Source, read
 from resbackbones.errors import InputError
-from resbackbones.vision.data import open_image
+from resbackbones.vision.data import jittered, open_image
 from resbackbones.vision.detection import ResidualDetectionProcessor
 
-GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601
 SMALLEST = 2.0  # pixels of a side that a varied box has at least
 DRAWS = 10  # that an image takes, before the partners of a mosaic
 
@@ -34,7 +33,7 @@ class BoxAugment:
             as likely on a logarithmic scale. What then is larger than before is cut to it, what is
             smaller lies somewhere in the mean colour (large scale jitter, Ghiasi et al. 2021).
         mosaic: the share of images that three others are laid beside, two by two, before a part of
-            an image's size is cut out at half the zoom or more (Bochkovskiy et al. 2020).
+            one image's size is cut out (Bochkovskiy et al. 2020).
         jitter: half-width of the factors on brightness, contrast and (of three channels)
             saturation.
         visible: boxes of which less than this share of the area is left are dropped, as are those
@@ -151,7 +150,7 @@ class BoxItems(Items):
         x, sizes, labels = self._laid(rows, draws)
         x, labels = varied(x, sizes, labels, self.augment, draws, self.canvas)
         if self.augment.jitter:
-            x = jittered(x, self.augment.jitter, draws[:, 7:10], self.processor)
+            x = jittered(x, self.augment.jitter, draws[:, 7:10].to(self.device), self.processor)
         return {"pixel_values": x, "labels": self._there(labels)}
 
     def _there(self, labels: list[Label]) -> list[Label]:
@@ -259,24 +258,4 @@ def varied(
     return x, found
 
 
-def jittered(
-    x: Tensor, most: float, draws: Tensor, processor: ResidualDetectionProcessor
-) -> Tensor:
-    """Brightness, contrast and saturation of normalised images times a factor each, by draws
-    `(B, 3)`."""
-    mean, deviation = (
-        torch.tensor(values, device=x.device).view(1, -1, 1, 1)
-        for values in (processor.image_mean, processor.image_std)
-    )
-    brightness, contrast, saturation = (
-        (1 + most * (2 * draws.to(x.device) - 1)).T.reshape(3, -1, 1, 1, 1).unbind()
-    )
-    x = (x * deviation + mean) * brightness
-    x = torch.lerp(x.mean((1, 2, 3), keepdim=True).expand_as(x), x, contrast)
-    if x.shape[1] == 3:
-        weights = torch.tensor(GREY, device=x.device).view(1, 3, 1, 1)
-        x = torch.lerp((x * weights).sum(1, keepdim=True).expand_as(x), x, saturation)
-    return (x.clamp(0, 1) - mean) / deviation
-
-
-__all__: Sequence[str] = ("BoxAugment", "BoxItems", "jittered", "varied")
+__all__: Sequence[str] = ("BoxAugment", "BoxItems", "varied")

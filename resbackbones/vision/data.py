@@ -25,6 +25,7 @@ SMALL = 64  # pixels of a side up to which images of one size keep it
 USUAL = 224  # the side that larger images are usually brought to
 LOOKED_AT = 1000  # images, evenly spread, whose size a choice is made from
 ORIENTATION = 0x0112  # of EXIF
+GREY = (0.299, 0.587, 0.114)  # of red, green and blue, ITU-R BT.601
 
 
 def choose_size(source: Source, side: int | None = None) -> tuple[dict[str, int], str]:
@@ -330,4 +331,36 @@ def _zoomed(x: Tensor, smallest: float, draws: Tensor) -> Tensor:
     return functional.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
 
 
-__all__: Sequence[str] = ("Augment", "ImageItems", "choose_channels", "choose_size", "open_image")
+def jittered(x: Tensor, most: float, draws: Tensor, processor: ResidualImageProcessor) -> Tensor:
+    """Brightness, contrast and saturation of normalised images times a factor each.
+
+    Args:
+        x: `(B, C, H, W)`, as the processor scales them.
+        most: half-width of the factors around 1.
+        draws: uniform numbers in 0 to 1, `(B, 3)`.
+        processor: whose mean and deviation x was normalised with.
+    """
+    mean, deviation = (
+        torch.tensor(values, device=x.device).view(1, -1, 1, 1)
+        for values in (processor.image_mean, processor.image_std)
+    )
+    brightness, contrast, saturation = (
+        (1 + most * (2 * draws - 1)).T.reshape(3, -1, 1, 1, 1).unbind()
+    )
+    x = x * deviation + mean
+    x = x * brightness
+    x = torch.lerp(x.mean((1, 2, 3), keepdim=True).expand_as(x), x, contrast)
+    if x.shape[1] == 3:
+        weights = torch.tensor(GREY, device=x.device).view(1, 3, 1, 1)
+        x = torch.lerp((x * weights).sum(1, keepdim=True).expand_as(x), x, saturation)
+    return (x.clamp(0, 1) - mean) / deviation
+
+
+__all__: Sequence[str] = (
+    "Augment",
+    "ImageItems",
+    "choose_channels",
+    "choose_size",
+    "jittered",
+    "open_image",
+)

@@ -1,13 +1,12 @@
 """Object detectors of one stage: our backbone, torchvision's pyramid, heads, anchors and losses."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from transformers import BatchFeature
 from transformers.utils import ModelOutput
@@ -18,7 +17,12 @@ from resbackbones.core.zoo import resolve
 from resbackbones.data.paths import reason
 from resbackbones.errors import InputError, nearest
 from resbackbones.metrics import items
-from resbackbones.pretrained import ResidualConfig, ResidualPreTrainedModel, label_options
+from resbackbones.pretrained import (
+    ResidualConfig,
+    ResidualPreTrainedModel,
+    in_evaluation,
+    label_options,
+)
 from resbackbones.vision.boxes import check_boxes, select
 from resbackbones.vision.data import open_image
 from resbackbones.vision.heads import DETECTORS, FCOSDetection, RetinaNetDetection
@@ -232,12 +236,26 @@ class ResidualForObjectDetection(ResidualPreTrainedModel):
         )
         model = cls(config)
         model.processor = processor or ResidualDetectionProcessor(num_channels=spec.in_channels)
-        if model.processor.num_channels != spec.in_channels:
-            raise InputError(
-                f"the processor makes {model.processor.num_channels} channels, but the backbone "
-                f"takes {spec.in_channels}; build with in_channels={model.processor.num_channels}"
-            )
+        model.check_processor(model.processor)
         return model
+
+    def check_processor(self, processor: Any) -> None:
+        """Refuse a processor that makes no images as this model takes them.
+
+        Raises:
+            InputError: one of another number of channels, or of no detector.
+        """
+        takes = self.backbone.spec.in_channels
+        if not isinstance(processor, ResidualDetectionProcessor):
+            raise InputError(
+                f"a detector takes a ResidualDetectionProcessor, not a {type(processor).__name__}; "
+                "make one of the same options"
+            )
+        if processor.num_channels != takes:
+            raise InputError(
+                f"the processor makes {processor.num_channels} channels, but the backbone takes "
+                f"{takes}; build with in_channels={processor.num_channels}"
+            )
 
     def forward(
         self,
@@ -402,7 +420,7 @@ class ResidualForObjectDetection(ResidualPreTrainedModel):
         if not isinstance(images, list | tuple):
             return self.predict([images], threshold)[0]
         found = []
-        with _evaluating(self):
+        with in_evaluation(self):
             for start in range(0, len(images), batch_size):
                 some = with_channels([_read(image) for image in images[start : start + batch_size]])
                 pixels = [self.processor.process_image(image) for image in some]
@@ -462,18 +480,6 @@ def _read(image: Any) -> Any:
         return open_image({"bytes": None, "path": str(image)})
     except OSError as error:
         raise InputError(f"{image} cannot be read ({reason(error)}); give an image file") from error
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Every module in evaluation mode, and afterwards in the mode it had."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 __all__: Sequence[str] = (

@@ -8,6 +8,7 @@ import PIL.Image
 import PIL.ImageOps
 import torch
 from torch import Tensor
+from torch.nn import functional
 from transformers import BatchFeature
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_utils import PILImageResampling, SizeDict
@@ -166,6 +167,29 @@ class ResidualImageProcessor(TorchvisionBackend):
             tuple(self.image_std),  # type: ignore[arg-type]
         )
 
+    def post_process_semantic_segmentation(
+        self, outputs: Any, target_sizes: Sequence[tuple[int, int]] | Tensor | None = None
+    ) -> list[Tensor]:
+        """The class of every pixel, int64 `(H, W)` per image.
+
+        Args:
+            outputs: `.logits` `(B, K, H, W)`.
+            target_sizes: each image's own height and width, which its map then has.
+
+        Raises:
+            InputError: not one size per image.
+        """
+        logits = outputs.logits
+        sizes = [logits.shape[2:]] * len(logits) if target_sizes is None else list(target_sizes)
+        if len(sizes) != len(logits):
+            raise InputError(
+                f"there are {len(sizes)} target sizes for {len(logits)} images; give one per image"
+            )
+        return [
+            at_size(each[None], [int(side) for side in size])[0].argmax(0)
+            for each, size in zip(logits, sizes, strict=True)
+        ]
+
     def _preprocess(  # type: ignore[override]
         self, images: list[Tensor], return_tensors: str | None = None, **_: Any
     ) -> BatchFeature:
@@ -178,6 +202,13 @@ class ResidualImageProcessor(TorchvisionBackend):
             )
         values = {"pixel_values": self.scale(torch.stack(fitted))}
         return BatchFeature(values, tensor_type=return_tensors)
+
+
+def at_size(logits: Tensor, size: Sequence[int]) -> Tensor:
+    """Logits `(B, K, h, w)` of resized images as those of the images, `(B, K, *size)`."""
+    if tuple(logits.shape[-2:]) == tuple(size):
+        return logits
+    return functional.interpolate(logits, list(size), mode="bilinear", align_corners=False)
 
 
 def with_channels(images: Any) -> Any:
@@ -236,4 +267,4 @@ def _eight_bits(pixels: Tensor) -> Tensor:
     return ((pixels.int() + 128) // 257).to(torch.uint8)  # 65535 is 255 times 257
 
 
-__all__: Sequence[str] = ("ResidualImageProcessor", "as_viewed", "with_channels")
+__all__: Sequence[str] = ("ResidualImageProcessor", "as_viewed", "at_size", "with_channels")

@@ -142,6 +142,36 @@ def test_cells_that_hold_no_objects() -> None:
     )
 
 
+def test_kinds_of_cells() -> None:
+    """Lists of objects, objects of lists, boxes of a fixed size, whole numbers: all alike."""
+    expected = [[[1, 2, 30, 20], [8, 8, 9, 9]], [], []]
+    lists = [{"bbox": [[1, 2, 30, 20], [8, 8, 9, 9]], "category": ["cat", "dog"]}, None]
+    lists.append({"bbox": [], "category": []})
+    objects = [
+        [{"bbox": [1, 2, 30, 20], "category": "cat"}, {"bbox": [8, 8, 9, 9], "category": "dog"}],
+        None,
+        [],
+    ]
+    labels = List(Value("string"))
+    fixed = {"bbox": List(List(Value("float32"), length=4)), "category": labels}
+    whole = {"bbox": List(List(Value("int64"))), "category": labels}
+    each = List({"bbox": List(Value("float32"), length=4), "category": Value("string")})
+    names = [f"{row}.png" for row in range(3)]
+    for cells, feature in ((lists, fixed), (lists, whole), (objects, each)):
+        features = Features(image=Value("string"), objects=feature)
+        rows = Dataset.from_dict({"image": names, "objects": cells}, features=features)
+        source = open_dataset(rows, target=Boxes(box_format="xyxy"))
+        assert [value["boxes"].tolist() for value in source.targets()] == expected
+        assert source.target.names == ("cat", "dog") and source.columns["objects"] == "objects"
+    empty = Dataset.from_dict({"image": names, "objects": [{"bbox": [], "category": []}] * 3})
+    assert "has no box in column" in refused(lambda: open_dataset(empty, target=Boxes()))
+    texts = [{"bbox": ["1 2 3 4"], "category": ["cat"]}] * 3
+    told = Dataset.from_dict({"image": names, "objects": texts})
+    assert "holds no objects (the first is {'bbox': ['1 2 3 4']" in refused(
+        lambda: open_dataset(told, target=Boxes())
+    )
+
+
 def table(objects: list[Any], **columns: list[Any]) -> Dataset:
     category = List(ClassLabel(names=["cat", "dog"]))
     features = Features(

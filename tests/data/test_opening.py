@@ -121,12 +121,34 @@ def test_links_to_a_folder_above_are_not_followed(tmp_path: Path) -> None:
     assert sorted(inside) == sorted(["a/0.png", "b/0.png", *more])
 
 
-def test_classes_one_level_down(tmp_path: Path) -> None:
-    write({tmp_path / "pics" / label / "0.png": image() for label in ("red", "blue")})
-    assert refused(lambda: open_dataset(tmp_path)) == (
-        f"{tmp_path} has one class folder only ('pics'); the classes seem to be one level down "
-        f"('blue', 'red'), so give {tmp_path / 'pics'}"
+def test_class_folders_at_any_depth(tmp_path: Path) -> None:
+    def names_and_notes(where: str, *folders: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        for folder in folders:
+            write({tmp_path / where / folder / f"{i}.png": image(i) for i in range(2)})
+        splits = open_splits(tmp_path / where)
+        return splits.train.target.names, splits.notes
+
+    assert names_and_notes("a", "pics/red", "pics/blue") == (
+        ("blue", "red"),
+        ("The folders of classes are in pics",),
     )
+    deep = [f"{s}/{name}" for s in ("train", "val") for name in ("animals/cats", "plants/ivy")]
+    said = "The classes are the folders 2 levels down, such as animals/cats"
+    assert names_and_notes("b", *deep) == (("cats", "ivy"), (said,))
+    assert open_dataset(tmp_path / "b", "val").targets().tolist() == [0, 0, 1, 1]
+    below = "Folders below the first divide a class (cats/monday is of 'cats')"
+    for where, folders in (
+        ("c", ("cats/monday", "dogs/monday")),
+        ("d", ("cats/monday", "dogs")),
+    ):
+        assert names_and_notes(where, *folders) == (("cats", "dogs"), (below,))
+    assert names_and_notes("e", "cats", "dogs", "dogs/more/x") == (("cats", "dogs"), ())
+    inside = ("The folders of classes are in set",)
+    assert names_and_notes("f", *(f"set/{s}/{n}" for s in ("train", "val") for n in "ab")) == (
+        ("a", "b"),
+        inside,
+    )
+    assert len(open_splits(tmp_path / "f").validation) == 4
 
 
 def test_text_folders(tmp_path: Path) -> None:

@@ -241,3 +241,30 @@ def test_a_test_split_without_a_label_column_is_left_out() -> None:
     rows = DatasetDict(train=texts([0, 1] * 5), test=unlabelled(3))
     with pytest.warns(UserWarning, match=r"\[test\] has no labels: it is left out"):
         assert open_splits(rows).test is None
+
+
+def test_a_cross_validation_holds_each_row_out_once() -> None:
+    labels = ["a"] * 21 + ["b"] * 9
+    rows = Dataset.from_dict({"text": [str(i) for i in range(30)], "label": labels})
+    splits = open_splits(rows)
+    parts = [splits.fold(number, 5) for number in range(5)]
+    held = [part.validation.numbers.tolist() for part in parts]
+    assert sorted(number for rows in held for number in rows) == list(range(30))
+    for part, rows in zip(parts, held, strict=True):
+        assert sorted([*part.train.numbers.tolist(), *rows]) == list(range(30))
+        assert part.test is None and part.train.target == splits.train.target
+        counts = torch.bincount(part.validation.targets())
+        assert counts[0] in (4, 5) and counts[1] in (1, 2)  # in proportion
+
+
+def test_a_cross_validation_keeps_groups_whole() -> None:
+    speakers = [f"s{i % 7}" for i in range(28)]
+    rows = Dataset.from_dict(
+        {"text": [str(i) for i in range(28)], "label": [0, 1] * 14, "speaker": speakers}
+    )
+    for number in range(3):
+        part = open_splits(rows).fold(number, 3)
+        inside, outside = (
+            set(source.dataset["speaker"]) for source in (part.validation, part.train)
+        )
+        assert inside and not inside & outside

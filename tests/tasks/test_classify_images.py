@@ -131,7 +131,9 @@ def test_bad_input_is_one_sentence(
     assert "--device" not in arguments or not Path("out").exists()  # it is refused first
 
 
-def test_twelve_clearly_different_images_are_learned(tmp_path: Path) -> None:
+def test_twelve_clearly_different_images_are_learned_and_cross_validated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     random = np.random.default_rng(0)
     for channel, label in ((0, "red"), (2, "blue")):
         (tmp_path / "pictures" / label).mkdir(parents=True)
@@ -150,6 +152,12 @@ def test_twelve_clearly_different_images_are_learned(tmp_path: Path) -> None:
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["seed 0"]["metrics"]["loss"] < 0.3 < math.log(2)
     assert results["seed 0"]["metrics"]["accuracy"] == 1.0
+    assert results["seed 0"]["confusion"] == results["PCA + SVC"]["confusion"] == [[6, 0], [0, 6]]
+    printed = capsys.readouterr().out
+    assert "2 held out rows say too little, so 5 more trainings cross-validate" in printed
+    assert "pictures, 5-fold cross-validation (" in printed
+    names = {path.name for path in (tmp_path / "out" / "seed-0").iterdir()}
+    assert {"model", *(f"part-{number}" for number in range(1, 6))} <= names
 
 
 def test_grey_images_have_one_channel(

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -86,7 +87,7 @@ def test_help_says_what_comes_first_first(task: Task, capsys: pytest.CaptureFixt
     places = [shown.index(title) for title in titles]
     assert places == sorted(places)
     fields = dataclasses.fields(task.config)
-    flags = {"--" + field.name.replace("_", "-") for field in fields} - {"--seed"}
+    flags = {"--" + field.name.replace("_", "-") for field in fields} - {"--seed", "--fold"}
     missing = {flag for flag in flags if not re.search(rf"{flag}\b", shown)}
     assert not missing
     for unclear in ("{fixed}", "None", "(default: )"):
@@ -273,6 +274,30 @@ def saved(recordings: Path, tmp_path: Path) -> Path:
     )
     begin(spot_keywords.TASK, config)
     return tmp_path / "out" / "seed-0" / "model"
+
+
+def test_a_cross_validation_goes_on_where_it_was(
+    recordings: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    alone = recordings / "train"
+    given = ["--data", alone, *SPEECH, "--output", tmp_path / "out"]
+    spot(*given, "--folds", "2")
+    first = json.loads((tmp_path / "out" / "results.json").read_text())
+    parts = [tmp_path / "out" / "seed-0" / f"part-{number}" for number in (1, 2)]
+    written = [(part / "log.jsonl").read_text() for part in parts]
+    shutil.rmtree(parts[1])
+    spot(*given, "--folds", "2", "--resume")
+    assert json.loads((tmp_path / "out" / "results.json").read_text()) == first
+    assert sum(map(sum, first["seed 0"]["confusion"])) == 16  # each row once
+    again = [(part / "log.jsonl").read_text() for part in parts]
+    assert again[0] == written[0] and again[1]
+    assert "is for data without a test split" in refused(
+        spot, "--data", recordings, *SPEECH, "--folds", "2", "--output", tmp_path / "other"
+    )
+    assert "--folds is 1" in refused(spot, *given, "--folds", "1")
+    assert "more than the rows" in refused(
+        spot, "--data", alone, *SPEECH, "--folds", "17", "--output", tmp_path / "third"
+    )
 
 
 def test_a_saved_model_is_measured(

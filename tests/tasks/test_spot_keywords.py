@@ -70,7 +70,7 @@ def test_the_default_net_takes_two_steps_and_resumes(
 def test_without_validation_and_test_splits_some_rows_are_held_out(
     recordings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    spot("--data", recordings / "train", "--output", tmp_path / "out", *SPEED)
+    spot("--data", recordings / "train", "--output", tmp_path / "out", "--folds", "0", *SPEED)
     printed = capsys.readouterr().out
     assert (
         "train, validation split (14 training and 2 validation rows, the latter 12.5 %" in printed

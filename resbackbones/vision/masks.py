@@ -1,0 +1,358 @@
+"""From images and masks to batches: decoded once, varied by the batch; and masks to be looked at.
+
+An image is brought to the processor's size, its mask stays as it is: a model of small images is
+judged on the pixels of the large ones. Where training images are varied, both are read at the same
+places, the image between pixels and the mask at the nearest one.
+"""
+
+import colorsys
+import math
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import PIL.Image
+import PIL.ImageDraw
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from resbackbones.data import IGNORED, Items, Masks, Source, read
+from resbackbones.errors import InputError
+from resbackbones.vision.data import jittered, open_image
+from resbackbones.vision.processor import ResidualImageProcessor
+
+
+@dataclass(frozen=True)
+class MaskAugment:
+    """What happens to training images and their masks, each item by its own draws.
+
+    Attributes:
+        crop: height and width of what is cut out of each image, in pixels of the size the processor
+            brings it to; where that is larger than the image, the rest is the mean colour and of no
+            class.
+        zoom: the smallest and largest factor that an image is enlarged by before; all factors
+            between are as likely on a logarithmic scale.
+        flip: left and right, every other image.
+        jitter: half-width of the factors on brightness, contrast and (of three channels)
+            saturation.
+
+    Raises:
+        InputError: a number out of range.
+    """
+
+    crop: tuple[int, int]
+    zoom: tuple[float, float] = (0.5, 2.0)
+    flip: bool = True
+    jitter: float = 0.3
+
+    def __post_init__(self) -> None:
+        if len(self.crop) != 2 or not all(type(side) is int and side >= 1 for side in self.crop):
+            raise InputError(f"crop={self.crop!r} is no height and width; give two whole numbers")
+        if len(self.zoom) != 2 or not 0 < self.zoom[0] <= self.zoom[1] < math.inf:
+            raise InputError(
+                f"zoom={self.zoom!r}; give the smaller factor, above 0, and the larger"
+            )
+        if not 0 <= self.jitter < 1:
+            raise InputError(f"jitter={self.jitter!r}; use a number from 0 to below 1")
+
+
+class MaskItems(Items):
+    """Images and a class for each of their pixels, as `fit` takes them.
+
+    Every image and mask is decoded once as this is made; damaged ones are found then. Those of
+    small sets are kept, as uint8.
+
+    Args:
+        source: from `open_dataset` or `open_splits` with `target=Masks()`.
+        processor: the model's.
+        augment: for training; None leaves images alone.
+        on_bad: "error" names the first damaged item, "skip" leaves damaged ones out and lists them
+            in `skipped`.
+        seed: of the augmentation.
+        device: where the pixels live and are augmented.
+        memory: bytes up to which decoded pixels are kept.
+
+    Attributes:
+        source: the rows that are items, in their order.
+        rows: each item's row in the source as given.
+        skipped: the damaged ones, "name: reason".
+
+    Raises:
+        InputError: a source without masks; a damaged image or mask, or a mask of another size than
+            its image, named, where they are not skipped.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        processor: ResidualImageProcessor,
+        augment: MaskAugment | None = None,
+        *,
+        on_bad: Literal["error", "skip"] = "error",
+        seed: int = 0,
+        device: str | torch.device = "cpu",
+        memory: int = 4 << 30,
+    ) -> None:
+        super().__init__(seed)
+        if not isinstance(source.target, Masks):
+            raise InputError(
+                f"{source.name} has no masks, but {type(source.target).__name__}; open it with "
+                "target=Masks()"
+            )
+        self.processor, self.augment, self.device = processor, augment, torch.device(device)
+        self._target, left = source.target, memory
+
+        def kept(value: Tensor) -> Tensor | None:
+            """What was decoded, as long as there is memory for it."""
+            nonlocal left
+            left -= value.nbytes
+            return value.to(self.device) if left >= 0 else None
+
+        def image(value: Any) -> tuple[Any, Tensor | None]:
+            pixels = processor.process_image(open_image(value))
+            return pixels.shape[1:], kept(processor.fit(pixels))
+
+        def mask(value: Any) -> tuple[Any, Tensor | None]:
+            classes = self._mask(value)
+            return classes.shape, kept(classes)
+
+        images = read(source, image, on_bad)
+        masks = read(_masks_of(source), mask, on_bad)
+        found = dict(zip(masks.rows, masks.items, strict=True))
+        self.skipped = images.skipped + masks.skipped
+        self.rows: list[int] = []
+        self._pixels: list[Tensor | None] = []
+        self._masks: list[Tensor | None] = []
+        for row, (size, pixels) in zip(images.rows, images.items, strict=True):
+            if row not in found:
+                continue
+            own, classes = found[row]
+            if own != size:
+                fault = (
+                    f"has a mask of {own[1]}x{own[0]} pixels, but its image is {size[1]}x{size[0]}"
+                )
+                if on_bad == "error":
+                    raise InputError(
+                        f"{source.row_name(row)} {fault}; repair or remove it, or leave such rows "
+                        "out (--on-bad skip)"
+                    )
+                self.skipped.append(f"{source.row_name(row)}: {fault}")
+                continue
+            self.rows.append(row)
+            self._pixels.append(pixels)
+            self._masks.append(classes)
+        if not self.rows:
+            raise InputError(
+                f"not one item of {source.name} can be used ({self.skipped[0]}); check the files"
+            )
+        if left < 0:  # a part would only save a part of the decoding
+            self._pixels, self._masks = [], []
+        self.source = source.select(self.rows) if self.skipped else source
+
+    def _parts(self) -> Iterator[bytes | str]:
+        yield from super()._parts()
+        yield self.processor.to_json_string()  # other pixels of the same files are other data
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitems__(self, rows: Sequence[int]) -> dict[str, Tensor]:
+        """`pixel_values` `(B, C, H, W)` and `labels` int64 `(B, H', W')`, 255 where there is no
+        class: both of the crop's size, or of the processor's and the masks' own.
+
+        Raises:
+            InputError: several sizes where nothing is cropped.
+        """
+        pixels, masks = self._load(rows)
+        sizes = {(*p.shape, *m.shape) for p, m in zip(pixels, masks, strict=True)}
+        if self.augment is not None:
+            draws = self.draws(rows, 8).to(self.device)
+            if len(sizes) == 1:
+                groups = [(torch.stack(pixels), torch.stack(masks), draws)]
+            else:
+                groups = [
+                    (p[None], m[None], d[None])
+                    for p, m, d in zip(pixels, masks, draws, strict=True)
+                ]
+            done = [
+                varied(self.processor.scale(p), m, self.augment, d, self.processor)
+                for p, m, d in groups
+            ]
+            x, labels = (torch.cat(parts) for parts in zip(*done, strict=True))
+            return {"pixel_values": x, "labels": labels}
+        if len(sizes) > 1:
+            raise InputError(
+                f"images or masks of {len(sizes)} sizes cannot be one batch; take them one by one "
+                "(--evaluation-batch-size 1, and --batch-size 1 without crops)"
+            )
+        x = self.processor.scale(torch.stack(pixels))
+        return {"pixel_values": x, "labels": torch.stack(masks).long()}
+
+    def _mask(self, value: Any) -> Tensor:
+        return torch.from_numpy(self._target.decode(value))
+
+    def _load(self, rows: Sequence[int]) -> tuple[list[Any], list[Any]]:
+        """Pixels `(C, H, W)` and masks `(H', W')`, uint8, of some rows."""
+        rows = torch.as_tensor(rows).tolist()
+        if self._pixels:
+            return [self._pixels[row] for row in rows], [self._masks[row] for row in rows]
+
+        def decoded(row: int) -> tuple[Tensor, Tensor]:
+            cells = self.source.dataset.select_columns(
+                [self.source.columns["input"], self.source.columns["mask"]]
+            ).with_format("arrow")[[row]]
+            value, mask = (column.to_pylist()[0] for column in cells.columns)
+            pixels = self.processor.fit(self.processor.process_image(open_image(value)))
+            return pixels.to(self.device), self._mask(mask).to(self.device)
+
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            done = list(pool.map(decoded, rows))
+        return [pixels for pixels, _ in done], [mask for _, mask in done]
+
+
+def varied(
+    x: Tensor,
+    masks: Tensor,
+    options: MaskAugment,
+    draws: Tensor,
+    processor: ResidualImageProcessor,
+) -> tuple[Tensor, Tensor]:
+    """Vary normalised images and their masks.
+
+    Args:
+        x: `(B, C, H, W)`.
+        masks: uint8 `(B, H', W')`, of the same images.
+        options: what to do.
+        draws: uniform numbers in 0 to 1, `(B, 7 or more)`.
+        processor: whose mean and deviation x was normalised with.
+
+    Returns:
+        `(B, C, *crop)`, and int64 `(B, *crop)`, 255 beyond the image's rim.
+    """
+    low, high = (math.log(factor) for factor in options.zoom)
+    zoom = torch.exp(low + (high - low) * draws[:, 0])
+    # The crop's share of the image, and where its centre may be: inside, or around the image.
+    theta = torch.zeros(len(x), 2, 3, device=x.device)
+    for axis, (length, side) in enumerate(zip(x.shape[2:], options.crop, strict=True)):
+        share = side / (zoom * length)
+        theta[:, 1 - axis, 1 - axis] = share
+        theta[:, 1 - axis, 2] = (2 * draws[:, 1 + axis] - 1) * (1 - share).abs()
+    if options.flip:
+        theta[:, 0, 0] *= torch.where(draws[:, 3] < 0.5, -1.0, 1.0)
+    grid = functional.affine_grid(theta, [len(x), 1, *options.crop], align_corners=False)
+    if options.jitter:
+        x = jittered(x, options.jitter, draws[:, 4:7], processor)
+    x = functional.grid_sample(x, grid, "bilinear", "zeros", align_corners=False)
+    # What lies outside is 0, so 0 has to be what is of no class.
+    shifted = masks.unsqueeze(1).float() - IGNORED
+    labels = functional.grid_sample(shifted, grid, "nearest", "zeros", align_corners=False)
+    return x, labels[:, 0].long() + IGNORED
+
+
+def pixel_counts(items: MaskItems) -> Tensor:
+    """How many pixels of the masks each class has, int64 `(K,)`."""
+    classes = len(items.source.target.names)
+    counts = torch.zeros(256, dtype=torch.int64)
+    for start in range(0, len(items), 32):
+        _, masks = items._load(range(start, min(start + 32, len(items))))
+        for mask in masks:
+            counts += torch.bincount(mask.flatten().cpu().long(), minlength=256)
+    return counts[:classes]
+
+
+def class_weights(counts: Tensor, power: float = 0.5) -> Tensor:
+    """What a pixel of each class should count in the loss, float `(K,)`, 1 on average over pixels.
+
+    Args:
+        counts: pixels per class, `(K,)`; of a class that has none the weight is 1.
+        power: of the inverse of a class's share; 1 has all classes count alike (as median frequency
+            balancing does, Eigen & Fergus 2015, section 6.3.2), 0 all pixels, 0.5 stands between.
+
+    >>> class_weights(torch.tensor([900, 100]), 1.0)
+    tensor([0.5556, 5.0000])
+    """
+    share = counts.double() / counts.sum().clamp(min=1)
+    weights = share.clamp(min=1e-12) ** -power
+    weights = weights / (weights * share).sum()
+    return weights.where(counts > 0, 1.0).float()
+
+
+def draw_masks(
+    image: Any, classes: Any, names: Sequence[str] | None = None, alpha: float = 0.6
+) -> PIL.Image.Image:
+    """An image with its classes in colours over it.
+
+    Args:
+        image: a PIL image, or what `open_image` takes.
+        classes: int `(H, W)`, of the image's size, as `predict` gives; 255 stays bare.
+        names: of the classes; those that occur are named below the picture.
+        alpha: how much of a colour covers the image.
+
+    Raises:
+        InputError: classes of another size.
+    """
+    picture = open_image(image).convert("RGB")
+    numbers = np.asarray(classes)
+    if numbers.shape != (picture.height, picture.width):
+        raise InputError(
+            f"the classes have shape {numbers.shape}, but the image is {picture.width}x"
+            f"{picture.height} pixels; give one class per pixel (H, W)"
+        )
+    table = np.array([colour(number) for number in range(256)])
+    pixels = np.asarray(picture).astype(np.float64)
+    covered = (numbers >= 0) & (numbers != IGNORED)
+    pixels[covered] += alpha * (table[numbers[covered]] - pixels[covered])
+    drawn = PIL.Image.fromarray(pixels.round().astype(np.uint8))
+    if names is None:
+        return drawn
+    found = [number for number in np.unique(numbers).tolist() if 0 <= number < len(names)]
+    return _with_legend(drawn, [(names[number], colour(number)) for number in found])
+
+
+def colour(number: int) -> tuple[int, int, int]:
+    """The colour of a class, unlike those of the numbers near it."""
+    hue = number * 0.618034 % 1  # the golden ratio leaves no two near each other
+    red, green, blue = colorsys.hsv_to_rgb(
+        hue, (0.9, 0.55)[number % 2], (1.0, 0.75)[number // 2 % 2]
+    )
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def _with_legend(
+    picture: PIL.Image.Image, entries: Sequence[tuple[str, tuple[int, int, int]]]
+) -> PIL.Image.Image:
+    """A picture with names in their colours below it, as many in a line as fit."""
+    line, places, x, y = 16, [], 4, 0
+    draw = PIL.ImageDraw.Draw(picture)
+    for name, shade in entries:
+        wide = 18 + math.ceil(draw.textlength(name)) + 8
+        if x > 4 and x + wide > picture.width:
+            x, y = 4, y + line
+        places.append((x, y, name, shade))
+        x += wide
+    whole = PIL.Image.new("RGB", (picture.width, picture.height + y + line), "white")
+    whole.paste(picture)
+    draw = PIL.ImageDraw.Draw(whole)
+    for x, y, name, shade in places:
+        top = picture.height + y + 3
+        draw.rectangle((x, top, x + 10, top + 10), fill=shade)
+        draw.text((x + 14, top - 1), name, fill="black")
+    return whole
+
+
+def _masks_of(source: Source) -> Source:
+    """The same rows with their masks as what is read."""
+    return replace(source, columns={**source.columns, "input": source.columns["mask"]})
+
+
+__all__: Sequence[str] = (
+    "MaskAugment",
+    "MaskItems",
+    "class_weights",
+    "draw_masks",
+    "pixel_counts",
+    "varied",
+)
