@@ -9,7 +9,7 @@ from transformers import (
     AutoModelForSemanticSegmentation,
 )
 
-from resbackbones.vision.box_items import BoxAugment, BoxItems
+from resbackbones.vision.box_items import BoxAugment, BoxItems, choose_resolution
 from resbackbones.vision.boxes import draw_boxes
 from resbackbones.vision.data import Augment, ImageItems, choose_size, open_image
 from resbackbones.vision.decoders import DECODERS, DeepLabV3Plus, SemanticFPN, UNet
@@ -66,6 +66,7 @@ __all__ = [
     "ResidualVisionConfig",
     "SemanticFPN",
     "UNet",
+    "choose_resolution",
     "choose_size",
     "draw_boxes",
     "draw_masks",

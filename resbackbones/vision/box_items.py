@@ -16,6 +16,7 @@ from resbackbones.vision.data import jittered, open_image
 from resbackbones.vision.detection import ResidualDetectionProcessor
 
 SMALLEST = 2.0  # pixels of a side that a varied box has at least
+LEAST = 12.0  # pixels of a side that nearly every box is to have
 DRAWS = 10  # that an image takes, before the partners of a mosaic
 
 Label = dict[str, Tensor]
@@ -204,6 +205,68 @@ class BoxItems(Items):
         return [one.result()[1].to(self.device) for one in done]
 
 
+def choose_resolution(
+    source: Source, side: int | None = None, levels: Sequence[int] | None = None
+) -> tuple[dict[str, int], tuple[int, ...], str]:
+    """The size to look for a data set's objects at, for the processor, and the strides of the
+    pyramid's levels to look on; and a sentence that says both.
+
+    The longer side becomes what gives all but the smallest 5 % of the boxes 12 pixels (the root of
+    their area), a multiple of 16 of at least 320 pixels and no more than the images have. Images of
+    one shape are brought to one size; others keep their shapes. Levels go from a stride of 8 (4
+    where many boxes are of less than 12 pixels) to that whose reach of 8 strides from the middle
+    holds all but the largest 1 % of the boxes, 64 at most.
+
+    Args:
+        source: the training images, with boxes.
+        side: the longer one, in pixels, where it is given.
+        levels: where they are given.
+
+    Raises:
+        InputError: a side of less than 32 pixels.
+    """
+    if side is not None and side < 32:
+        raise InputError(
+            f"images cannot be brought to {side} pixels; give 32 or more with --image-size, or "
+            "leave it out to have a size chosen"
+        )
+    sizes = torch.tensor([size for size in source.column().sizes or () if size]).double()
+    boxes = torch.cat([label["boxes"] for label in source.targets()]).double()
+    sides = (boxes[:, 2:] - boxes[:, :2]).clamp(min=1e-3)
+    own = float(sizes.amax())  # of the largest image
+    small = float(sides.prod(1).sqrt().quantile(0.05))
+    wanted = max(320.0, own * LEAST / small)
+    longest = side or max(32, 16 * round(min(wanted, max(own, 32.0)) / 16))
+    shapes = sizes[:, 1] / sizes[:, 0]
+    if shapes.amax() / shapes.amin() < 1.05:
+        ratio = float(shapes.median())
+        width, height = (
+            max(16, 16 * round(longest * share / 16))
+            for share in (min(1, 1 / ratio), min(1, ratio))
+        )
+        size = {"height": height, "width": width}
+        said = f"all are brought to {width}x{height}"
+    else:
+        size = {"shortest_edge": longest, "longest_edge": longest}
+        said = f"the longer side of each is brought to {longest}"
+    if levels is None:
+        scale = longest / own
+        finest = 4 if small * scale < LEAST * 0.9 else 8
+        reach = float(sides.amax(1).quantile(0.99)) * scale
+        chosen = [finest]
+        while 8 * chosen[-1] < reach and chosen[-1] < 64:
+            chosen.append(2 * chosen[-1])
+        levels = chosen if len(chosen) > 1 else [finest, 2 * finest]
+    strides = ", ".join(map(str, levels))
+    largest = "{:.0f}x{:.0f}".format(*sizes[sizes.prod(1).argmax()].tolist())
+    asked = f"--image-size {side}" if side is not None else "--image-size sets another size"
+    sentence = (
+        f"The largest images are {largest} pixels; {said} ({asked}), and looked at on levels of "
+        f"strides {strides} (--levels)."
+    )
+    return size, tuple(levels), sentence
+
+
 def varied(
     x: Tensor,
     sizes: Tensor,
@@ -258,4 +321,4 @@ def varied(
     return x, found
 
 
-__all__: Sequence[str] = ("BoxAugment", "BoxItems", "varied")
+__all__: Sequence[str] = ("BoxAugment", "BoxItems", "choose_resolution", "varied")
