@@ -17,7 +17,7 @@ from resbackbones.core.spec import BackboneSpec
 from resbackbones.core.zoo import resolve
 from resbackbones.errors import InputError, nearest
 from resbackbones.metrics import Confusion, MultiLabel, items
-from resbackbones.pretrained import ResidualConfig, ResidualPreTrainedModel
+from resbackbones.pretrained import ResidualConfig, ResidualPreTrainedModel, label_options
 
 MULTI_LABEL = "multi_label_classification"  # what transformers calls problem types
 PROBLEMS = ("single_label_classification", MULTI_LABEL)
@@ -118,33 +118,11 @@ def classifier_options(
         InputError: no or contradicting classes, an unknown spec, field, head option or problem.
     """
     check_problem(problem_type)
-    spec = resolve(name_or_spec, **spec_changes)
-    if num_labels is not None and (not isinstance(num_labels, int) or isinstance(num_labels, bool)):
-        raise InputError(f"num_labels={num_labels!r} is no count; give a whole number, as 10")
-    if labels is None:
-        if num_labels is None:
-            raise InputError("a classifier needs its classes; give num_labels=, or labels= by name")
-        labels = [f"LABEL_{number}" for number in range(num_labels)]
-    elif isinstance(labels, str) or not isinstance(labels, Sequence):
-        raise InputError(f"labels={labels!r} are no names; list them, or give num_labels= a number")
-    for label in labels:
-        if not isinstance(label, str):
-            raise InputError(f"the label {label!r} is no name; give each class a string")
-    if num_labels is not None and num_labels != len(labels):
-        raise InputError(
-            f"num_labels={num_labels} contradicts labels, which are {len(labels)}; give one of them"
-        )
-    if len(labels) < 2 and not (labels and problem_type == MULTI_LABEL):
-        raise InputError(f"{len(labels)} class cannot be told apart; give two or more")
-    if len(set(labels)) < len(labels):
-        twice = next(label for label in labels if list(labels).count(label) > 1)
-        raise InputError(f"the label {twice!r} occurs twice; give each class a name of its own")
     return {
-        "spec": spec.to_dict(),
+        "spec": resolve(name_or_spec, **spec_changes).to_dict(),
         "head": Head.of(head).to_dict(),
-        "id2label": dict(enumerate(labels)),
-        "label2id": {label: number for number, label in enumerate(labels)},
         "problem_type": problem_type,
+        **label_options(num_labels, labels, least=1 if problem_type == MULTI_LABEL else 2),
     }
 
 

@@ -98,6 +98,7 @@ class ResidualPreTrainedModel(PreTrainedModel):
 
     processor_class: ClassVar[Any] = None
     processor_file: ClassVar[str] = ""  # whose presence says that a folder holds a processor
+    of_classes: ClassVar[str] = "head."  # parameters that other classes draw anew
 
     config: ResidualConfig
     backbone: Backbone
@@ -249,6 +250,7 @@ class ResidualPreTrainedModel(PreTrainedModel):
         ignore_mismatched_sizes: bool = False,
         output_loading_info: bool = False,
         use_safetensors: bool | None = None,
+        labels: Sequence[str] | None = None,
         **options: Any,
     ) -> Any:
         """Load a model, bit for bit what was saved, and its processor.
@@ -256,9 +258,10 @@ class ResidualPreTrainedModel(PreTrainedModel):
         Args:
             pretrained_model_name_or_path: a folder, or an id on the hub.
             ignore_mismatched_sizes: accept a checkpoint whose head has another shape (other
-                classes); the head is drawn anew. Together with `num_labels=` this starts a
-                fine-tuning.
+                classes); what tells classes apart is drawn anew. Together with `labels=` or
+                `num_labels=` this starts a fine-tuning.
             use_safetensors: True or None, which are the same here: a pickle is never read.
+            labels: the names of other classes; as many as before keep their weights.
             output_loading_info, arguments, options: as in transformers; those of the hub
                 (`revision`, `subfolder`, …) count for the processor too.
 
@@ -274,6 +277,8 @@ class ResidualPreTrainedModel(PreTrainedModel):
                 "from safetensors only, leave it out"
             )
         _check_folder(where, options.get("subfolder") or "")
+        if labels is not None:
+            options |= label_options(options.pop("num_labels", None), labels, least=1)
         model: Any
         info: dict[str, Any]
         try:
@@ -291,11 +296,11 @@ class ResidualPreTrainedModel(PreTrainedModel):
                 "by save_pretrained, or the id of a model on the hub"
             ) from error
         drawn = sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
-        refused = [key for key in drawn if not key.startswith("head.")]
+        refused = [key for key in drawn if not key.startswith(cls.of_classes)]
         if not ignore_mismatched_sizes:
             refused = drawn
         if refused or info["unexpected_keys"]:
-            raise InputError(_mismatch(where, info, refused))
+            raise InputError(_mismatch(where, info, refused, cls.of_classes))
         if drawn:
             model.head.reset_parameters()
         broken = [name for name, value in model.state_dict().items() if not _is_finite(value)]
@@ -332,6 +337,44 @@ class ResidualPreTrainedModel(PreTrainedModel):
                 f"cannot load the processor of {where} ({type(error).__name__}: "
                 f"{_first_line(error)}); its files are damaged or incomplete, save the model anew"
             ) from error
+
+
+def label_options(
+    num_labels: int | None, labels: Sequence[str] | None, least: int = 2
+) -> dict[str, Any]:
+    """The fields of a configuration that name its classes, of which there are `least` or more.
+
+    Raises:
+        InputError: no, too few or contradicting classes, or names that are none.
+    """
+    if num_labels is not None and (not isinstance(num_labels, int) or isinstance(num_labels, bool)):
+        raise InputError(f"num_labels={num_labels!r} is no count; give a whole number, as 10")
+    if labels is None:
+        if num_labels is None:
+            raise InputError("the model needs its classes; give num_labels=, or labels= by name")
+        labels = [f"LABEL_{number}" for number in range(num_labels)]
+    elif isinstance(labels, str) or not isinstance(labels, Sequence):
+        raise InputError(f"labels={labels!r} are no names; list them, or give num_labels= a number")
+    for label in labels:
+        if not isinstance(label, str):
+            raise InputError(f"the label {label!r} is no name; give each class a string")
+    if num_labels is not None and num_labels != len(labels):
+        raise InputError(
+            f"num_labels={num_labels} contradicts labels, which are {len(labels)}; give one of them"
+        )
+    if len(labels) < least:
+        raise InputError(
+            "there are no classes; give one or more"
+            if least < 2
+            else f"{len(labels)} class cannot be told apart; give two or more"
+        )
+    if len(set(labels)) < len(labels):
+        twice = next(label for label in labels if list(labels).count(label) > 1)
+        raise InputError(f"the label {twice!r} occurs twice; give each class a name of its own")
+    return {
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: number for number, label in enumerate(labels)},
+    }
 
 
 def _is_finite(value: Tensor) -> bool:
@@ -372,7 +415,9 @@ def _check_folder(where: str | os.PathLike[str], subfolder: str = "") -> None:
         )
 
 
-def _mismatch(where: object, info: Mapping[str, Any], refused: Sequence[str]) -> str:
+def _mismatch(
+    where: object, info: Mapping[str, Any], refused: Sequence[str], of_classes: str
+) -> str:
     """The sentence for a checkpoint that is not this model's."""
     shapes = {key: (given, expected) for key, given, expected in info["mismatched_keys"]}
     if refused and refused[0] in shapes:
@@ -385,9 +430,9 @@ def _mismatch(where: object, info: Mapping[str, Any], refused: Sequence[str]) ->
     odd = len(refused) + len(info["unexpected_keys"])
     more = f" (and {odd - 1} more)" if odd > 1 else ""
     do = "load it with the configuration it was saved with"
-    if refused and all(key.startswith("head.") for key in refused):
+    if refused and all(key.startswith(of_classes) for key in refused):
         do += ", or pass ignore_mismatched_sizes=True to draw a new head for other classes"
     return f"the checkpoint {where} is of another shape: {what}{more}; {do}"
 
 
-__all__: Sequence[str] = ("ResidualConfig", "ResidualPreTrainedModel")
+__all__: Sequence[str] = ("ResidualConfig", "ResidualPreTrainedModel", "label_options")

@@ -1,20 +1,28 @@
-"""Images in; classes and masks out. Importing this registers the models with transformers' Auto
-classes."""
+"""Images in; classes, boxes and masks out. Importing this registers the models with transformers'
+Auto classes."""
 
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
     AutoModelForImageClassification,
+    AutoModelForObjectDetection,
     AutoModelForSemanticSegmentation,
 )
 
 from resbackbones.vision.augment import Augment
+from resbackbones.vision.box_items import BoxAugment, BoxItems, choose_resolution
+from resbackbones.vision.boxes import draw_boxes
 from resbackbones.vision.data import ImageItems
 from resbackbones.vision.decoders import DECODERS, DeepLabV3Plus, SemanticFPN, UNet
+from resbackbones.vision.detection import (
+    ResidualDetectionConfig,
+    ResidualDetectionProcessor,
+    ResidualForObjectDetection,
+)
 from resbackbones.vision.explain import grad_cam, overlay
 from resbackbones.vision.images import choose_size, open_image
 from resbackbones.vision.masks import MaskAugment, MaskItems, draw_masks
-from resbackbones.vision.metrics import PixelConfusion
+from resbackbones.vision.metrics import AveragePrecision, PixelConfusion
 from resbackbones.vision.models import ResidualForImageClassification, ResidualVisionConfig
 from resbackbones.vision.processor import ResidualImageProcessor
 from resbackbones.vision.segmentation import (
@@ -33,23 +41,37 @@ AutoModelForSemanticSegmentation.register(
 )
 AutoModelForImageClassification.register(ResidualVisionConfig, ResidualForImageClassification)
 
+AutoConfig.register(ResidualDetectionConfig.model_type, ResidualDetectionConfig)
+AutoImageProcessor.register(
+    ResidualDetectionConfig, image_processor_classes={"torchvision": ResidualDetectionProcessor}
+)
+AutoModelForObjectDetection.register(ResidualDetectionConfig, ResidualForObjectDetection)
+
 __all__ = [
     "DECODERS",
     "Approximate",
     "Augment",
+    "AveragePrecision",
+    "BoxAugment",
+    "BoxItems",
     "DeepLabV3Plus",
     "ImageItems",
     "MaskAugment",
     "MaskItems",
     "PixelConfusion",
+    "ResidualDetectionConfig",
+    "ResidualDetectionProcessor",
     "ResidualForImageClassification",
+    "ResidualForObjectDetection",
     "ResidualForSemanticSegmentation",
     "ResidualImageProcessor",
     "ResidualSegmentationConfig",
     "ResidualVisionConfig",
     "SemanticFPN",
     "UNet",
+    "choose_resolution",
     "choose_size",
+    "draw_boxes",
     "draw_masks",
     "grad_cam",
     "open_image",

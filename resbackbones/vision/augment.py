@@ -11,6 +11,7 @@ from torch.nn import functional
 from torchvision.transforms.v2 import functional as operations
 
 from resbackbones.errors import InputError
+from resbackbones.vision.processor import GREY, ResidualImageProcessor
 
 # Which of an item's draws decide what.
 FLIP = 0
@@ -307,4 +308,29 @@ def trivially_augmented(pixels: Tensor, draws: Tensor, fill: Sequence[float]) ->
     return result
 
 
-__all__: Sequence[str] = ("Augment",)
+def jittered(x: Tensor, most: float, draws: Tensor, processor: ResidualImageProcessor) -> Tensor:
+    """Brightness, contrast and saturation of normalised images times a factor each.
+
+    Args:
+        x: `(B, C, H, W)`, as the processor scales them.
+        most: half-width of the factors around 1.
+        draws: uniform numbers in 0 to 1, `(B, 3)`.
+        processor: whose mean and deviation x was normalised with.
+    """
+    mean, deviation = (
+        torch.tensor(values, device=x.device).view(1, -1, 1, 1)
+        for values in (processor.image_mean, processor.image_std)
+    )
+    brightness, contrast, saturation = (
+        (1 + most * (2 * draws - 1)).T.reshape(3, -1, 1, 1, 1).unbind()
+    )
+    x = x * deviation + mean
+    x = x * brightness
+    x = torch.lerp(x.mean((1, 2, 3), keepdim=True).expand_as(x), x, contrast)
+    if x.shape[1] == 3:
+        weights = torch.tensor(GREY, device=x.device).view(1, 3, 1, 1)
+        x = torch.lerp((x * weights).sum(1, keepdim=True).expand_as(x), x, saturation)
+    return (x.clamp(0, 1) - mean) / deviation
+
+
+__all__: Sequence[str] = ("Augment", "jittered")

@@ -21,11 +21,11 @@ from torch.nn import functional
 
 from resbackbones.data import IGNORED, Items, Masks, Source, read
 from resbackbones.errors import InputError
+from resbackbones.vision.augment import jittered
 from resbackbones.vision.images import header_size, looked_at, open_image
 from resbackbones.vision.processor import ResidualImageProcessor
 
 LARGE = 288  # pixels of a shorter side, above which images are brought to it
-GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
 @dataclass(frozen=True)
@@ -247,30 +247,12 @@ def varied(
         theta[:, 0, 0] *= torch.where(draws[:, 3] < 0.5, -1.0, 1.0)
     grid = functional.affine_grid(theta, [len(x), 1, *options.crop], align_corners=False)
     if options.jitter:
-        x = _jittered(x, options.jitter, draws[:, 4:7], processor)
+        x = jittered(x, options.jitter, draws[:, 4:7], processor)
     x = functional.grid_sample(x, grid, "bilinear", "zeros", align_corners=False)
     # What lies outside is 0, so 0 has to be what is of no class.
     shifted = masks.unsqueeze(1).float() - IGNORED
     labels = functional.grid_sample(shifted, grid, "nearest", "zeros", align_corners=False)
     return x, labels[:, 0].long() + IGNORED
-
-
-def _jittered(x: Tensor, most: float, draws: Tensor, processor: ResidualImageProcessor) -> Tensor:
-    """Brightness, contrast and saturation of normalised images times a factor each."""
-    mean, deviation = (
-        torch.tensor(values, device=x.device).view(1, -1, 1, 1)
-        for values in (processor.image_mean, processor.image_std)
-    )
-    brightness, contrast, saturation = (
-        (1 + most * (2 * draws - 1)).T.reshape(3, -1, 1, 1, 1).unbind()
-    )
-    x = x * deviation + mean
-    x = x * brightness
-    x = torch.lerp(x.mean((1, 2, 3), keepdim=True).expand_as(x), x, contrast)
-    if x.shape[1] == 3:
-        weights = torch.tensor(GREY, device=x.device).view(1, 3, 1, 1)
-        x = torch.lerp((x * weights).sum(1, keepdim=True).expand_as(x), x, saturation)
-    return (x.clamp(0, 1) - mean) / deviation
 
 
 def choose_shorter_side(

@@ -17,6 +17,7 @@ from transformers.processing_utils import ImagesKwargs
 from resbackbones.errors import InputError, nearest
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # PIL's modes by number of channels
+GREY = (0.299, 0.587, 0.114)  # of red, green and blue: ITU-R BT.601, as PIL converts
 # What a call of the processor may change for its images, and what else it takes.
 CHANGEABLE = (
     "num_channels do_resize size resample do_center_crop crop_size do_rescale rescale_factor "
@@ -109,7 +110,7 @@ class ResidualImageProcessor(TorchvisionBackend):
                     f"a call of the image processor has no option {name!r}; "
                     + nearest(name, CHANGEABLE + PASSING)
                 )
-        images = _with_channels(images)
+        images = with_channels(images)
         changes = {n: options.pop(n) for n in CHANGEABLE if options.get(n) is not None}
         if not changes:
             return super().preprocess(images, *arguments, **options)
@@ -137,8 +138,7 @@ class ResidualImageProcessor(TorchvisionBackend):
             if pixels.shape[-1] == channels or pixels.shape[0] not in (1, 3):
                 pixels = pixels.movedim(-1, 0)
         if channels == 1 and pixels.shape[0] == 3:
-            # ITU-R BT.601, as PIL converts
-            weights = torch.tensor([0.299, 0.587, 0.114], device=pixels.device).view(3, 1, 1)
+            weights = torch.tensor(GREY, device=pixels.device).view(3, 1, 1)
             grey = (pixels.float() * weights).sum(0, keepdim=True)
             pixels = grey if pixels.is_floating_point() else grey.round().to(pixels.dtype)
         elif channels == 3 and pixels.shape[0] == 1:
@@ -228,7 +228,7 @@ def at_size(logits: Tensor, size: Sequence[int]) -> Tensor:
     return functional.interpolate(logits, list(size), mode="bilinear", align_corners=False)
 
 
-def _with_channels(images: Any) -> Any:
+def with_channels(images: Any) -> Any:
     """The images of a call, those without an axis of channels `(H, W)` given one.
 
     Raises:
@@ -237,7 +237,7 @@ def _with_channels(images: Any) -> Any:
     if isinstance(images, list | tuple):
         if not images:
             raise InputError("there are no images in the list; give one or more")
-        return [_with_channels(image) for image in images]
+        return [with_channels(image) for image in images]
     if isinstance(images, str | PIL.Image.Image):
         return images
     if not isinstance(images, np.ndarray | Tensor):
@@ -291,4 +291,4 @@ def _eight_bits(pixels: Tensor) -> Tensor:
     return ((pixels.int() + 128) // 257).to(torch.uint8)  # 65535 is 255 times 257
 
 
-__all__: Sequence[str] = ("ResidualImageProcessor", "as_viewed", "at_size")
+__all__: Sequence[str] = ("ResidualImageProcessor", "as_viewed", "at_size", "with_channels")

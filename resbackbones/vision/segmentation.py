@@ -15,13 +15,13 @@ from resbackbones.core.spec import BackboneSpec
 from resbackbones.core.zoo import resolve, with_output_stride
 from resbackbones.errors import InputError
 from resbackbones.pretrained import ResidualPreTrainedModel
-from resbackbones.vision.data import open_image
 from resbackbones.vision.decoders import (
     Decoder,
     decoder_of,
     decoder_to_dict,
     enlarged,
 )
+from resbackbones.vision.images import open_image
 from resbackbones.vision.metrics import PixelConfusion, real_pixels
 from resbackbones.vision.models import ResidualVisionConfig
 from resbackbones.vision.processor import ResidualImageProcessor, at_size
