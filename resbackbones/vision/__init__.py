@@ -2,6 +2,7 @@
 Auto classes."""
 
 from transformers import (
+    AutoBackbone,
     AutoConfig,
     AutoImageProcessor,
     AutoModelForImageClassification,
@@ -9,6 +10,7 @@ from transformers import (
     AutoModelForSemanticSegmentation,
 )
 
+from resbackbones.vision.auto_backbone import ResidualBackbone, ResidualBackboneConfig
 from resbackbones.vision.box_items import BoxAugment, BoxItems, choose_resolution
 from resbackbones.vision.boxes import draw_boxes
 from resbackbones.vision.data import Augment, ImageItems, choose_size, open_image
@@ -43,6 +45,8 @@ AutoImageProcessor.register(
     ResidualDetectionConfig, image_processor_classes={"torchvision": ResidualDetectionProcessor}
 )
 AutoModelForObjectDetection.register(ResidualDetectionConfig, ResidualForObjectDetection)
+AutoConfig.register(ResidualBackboneConfig.model_type, ResidualBackboneConfig)
+AutoBackbone.register(ResidualBackboneConfig, ResidualBackbone)
 
 __all__ = [
     "DECODERS",
@@ -56,6 +60,8 @@ __all__ = [
     "MaskAugment",
     "MaskItems",
     "PixelConfusion",
+    "ResidualBackbone",
+    "ResidualBackboneConfig",
     "ResidualDetectionConfig",
     "ResidualDetectionProcessor",
     "ResidualForImageClassification",
