@@ -25,6 +25,7 @@ from resbackbones.data.paths import (
     listed_names,
     one_sentence,
     split_in,
+    split_of,
     told,
     walk,
 )
@@ -76,16 +77,15 @@ def _coco_files(root: Path, files: Iterable[Path]) -> dict[Path, Any]:
 def _open_coco(root: Path, contents: Mapping[Path, Any], images: Images) -> Opened:
     rows: dict[str, list[Row]] = {}
     notes = [f"Read as COCO, from {', '.join(map(str, contents))}"]
-    split_of_file = {
-        file: split_in(file.stem) or split_in(file.parent.name) or "train" for file in contents
-    }
+    named = {file: split_in(file.stem) or split_in(file.parent.name) for file in contents}
     for file, content in contents.items():
         _check_coco(root / file, content)
-        folders = _image_folders(file, split_of_file[file], images.paths)
-        own, said = _coco_rows(root / file, content, partial(images.named, folders=folders))
-        rows.setdefault(split_of_file[file], []).extend(own)
+        folders = _image_folders(file, named[file], images.paths)
+        find = partial(_image_of_split, images, folders, named[file])
+        own, said = _coco_rows(root / file, content, find)
+        rows.setdefault(named[file] or "train", []).extend(own)
         notes += said
-    first = min(contents, key=lambda file: split_of_file[file] != "train")
+    first = min(contents, key=lambda file: named[file] not in (None, "train"))
     names, said = _coco_names(root / first, contents[first], contents.values())
     used = {row.image for part in rows.values() for row in part}
     around = {image.parent for image in used}
@@ -114,11 +114,20 @@ def _check_coco(path: Path, content: Mapping[str, Any]) -> None:
                 )
 
 
-def _image_folders(file: Path, split: str, images: Iterable[Path]) -> list[str]:
+def _image_of_split(
+    images: Images, folders: Iterable[str], split: str | None, name: str
+) -> Path | None:
+    """The image of this name, unless it is in the folder of another split."""
+    image = images.named(name, folders)
+    elsewhere = image is not None and split is not None and split_of(image) not in (None, split)
+    return None if elsewhere else image
+
+
+def _image_folders(file: Path, split: str | None, images: Iterable[Path]) -> list[str]:
     """Where the images of an annotation file may be, the likeliest first."""
     inner = {image.parent for image in images}
     folders = sorted(inner.union(*(folder.parents for folder in inner)))
-    same = [str(folder) for folder in folders if split_in(folder.name) == split]
+    same = [str(folder) for folder in folders if split and split_in(folder.name) == split]
     return [str(file.parent), *same, "images", ""]
 
 
@@ -256,11 +265,12 @@ def _open_voc(
 
 
 def _beside(file: Path, images: Sequence[Path]) -> Sequence[Path]:
-    """Of images of one name, those in the file's folder, else those in a folder beside it."""
+    """Of images of one name, those in the file's folder, else in a folder beside it, else
+    in its split."""
     for folder in (file.parent, file.parent.parent):
         if near := [image for image in images if image.parent in (folder, folder / "JPEGImages")]:
             return near
-    return images
+    return [image for image in images if split_of(image) == split_of(file)]
 
 
 def _voc_row(image: Path, tree: ElementTree.Element) -> Row:

@@ -56,18 +56,17 @@ class Images:
         return only(self.by_name.get(name.rpartition("/")[2], []))
 
 
-def as_dataset(root: Path, rows: Sequence[Row]) -> "Dataset":
+def as_dataset(root: Path, rows: Sequence[Row], label_type: str = "string") -> "Dataset":
+    """Rows of images, their sizes and their objects, as `Boxes` reads them."""
     import datasets
 
     unsized = [row for row in rows if None in row.size]
     for row, size in zip(unsized, header_sizes(root, [row.image for row in unsized]), strict=True):
         row.size = size
-    named = all(isinstance(label, str) for row in rows for label in row.labels)
-    label = datasets.Value("string" if named else "int64")
     side = datasets.Value("int64")
     objects = {
         "xyxy": datasets.List(datasets.List(datasets.Value("float64"))),
-        "category": datasets.List(label),
+        "category": datasets.List(datasets.Value(label_type)),
         "fault": datasets.Value("string"),
     }
     features = datasets.Features(

@@ -24,8 +24,9 @@ class Masks(Target):
 
     A cell is a mask's file, `{"bytes", "path"}`, and stays encoded: `decode` gives a mask's pixels
     as classes. Which numbers stand for classes is learned from up to 1,000 masks of the train
-    split, evenly spread. Beside other numbers 255 is no class, as in Pascal VOC; with 0 alone it is
-    the second of two.
+    split, evenly spread: their positions in `names` where all numbers are such, else the numbers in
+    the order of the names. 255 is no class, as in Pascal VOC, unless it stands beside 0 alone, or
+    beside others that are no positions either, as many in all as there are names.
 
     Attributes:
         names: of the classes; a class's number is its position. () for those that a file beside the
@@ -60,21 +61,19 @@ class Masks(Target):
     def learn(self, train: Column) -> "Masks":
         found, ignore = _numbers(train), self.ignore
         names = self.names or train.listed or ()
-        if ignore is None and IGNORED in found and len(found) > 2 and len(found) != len(names):
-            ignore = IGNORED
+        is_binary = found == [0, IGNORED] and len(names) in (0, 2)
+        if ignore is None and IGNORED in found and not is_binary:
+            in_order = 1 < len(found) == len(names) and found[-2] >= len(names)  # 0, 128, 255
+            ignore = None if in_order else IGNORED
         classes = [number for number in found if number != ignore]
-        if names:
-            positions = [number for number in range(len(names)) if number != ignore]
-            if len(classes) == len(names):
-                numbers = tuple(classes)
-            elif set(classes) <= set(positions) or self.names or train.listed:
-                # One of the names may be that of the pixels of no class.
-                names = tuple(names[number] for number in positions)
-                numbers = tuple(positions)
-        else:
+        positions = [number for number in range(len(names)) if number != ignore]
+        if not names:
             names, numbers = tuple(map(str, classes)), tuple(classes)
-            if names == ("0", "255"):
-                names = ("background", "foreground")
+            names = ("background", "foreground") if is_binary else names
+        elif len(classes) == len(names) and not set(classes) <= set(positions):
+            numbers = tuple(classes)
+        else:  # one of the names may be that of the pixels of no class
+            names, numbers = tuple(names[number] for number in positions), tuple(positions)
         if len(names) < 2 or len(names) > IGNORED:
             raise InputError(
                 f"the masks of {train.split} have {len(names):,} classes "

@@ -118,6 +118,9 @@ def open_dataset(
         other = opened.splits[train]
         if {source.columns[role] for role in ("input", target.role) if role} <= {*other.features}:
             reference = replace(source, dataset=other, name=f"{opened.name} [{train}]")
+            if target.sized or target.encoded:
+                told = {role: source.columns[role] for role in ("input", target.role)}
+                reference = _source(opened, "train", {**told, "group": ""}, kind, target, None)
     if on_bad == "error":
         refuse_faults(target, reference.column())
     source = replace(source, target=target.learn(reference.column(opened.listed)))
@@ -231,7 +234,9 @@ def open_splits(
     test = None
     if (name := opened.find("test")) is not None:
         if _is_unlabelled(opened.splits[name], train):
-            message = f"{opened.name} [{name}] has no {target.role}s: it is left out"
+            message = (
+                f"{opened.name} [{name}] has no {target.role.removesuffix('s')}s: it is left out"
+            )
             warnings.warn(message, UserWarning, stacklevel=2)
         else:
             test = other(name)
@@ -248,7 +253,10 @@ def open_splits(
         assert validation.numbers is not None
         held_out = tuple(validation.numbers.tolist())
     if train_limit is not None:
-        train = train.select(stratified(kinds(train), train_limit))
+        rows = stratified(kinds(train), train_limit)
+        if len(rows) > train_limit and not required:  # more kinds than rows
+            rows = stratified(torch.zeros(len(train), dtype=torch.int64), train_limit)
+        train = train.select(rows)
     opened_sources = [whole, test] if held_out else [whole, validation, test]
     remarks = [r for source in opened_sources if source for r in source.remarks()]
     notes = (*opened.notes, *remarks)

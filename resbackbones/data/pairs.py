@@ -2,8 +2,9 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from resbackbones.data.images import Images, by_split, image_sets
 from resbackbones.data.paths import Opened, listed_names, one_sentence, split_of, told, walk
@@ -107,24 +108,28 @@ def _split(file: Path) -> str | None:
     return split_of(Path(*_place(file), file.name))
 
 
-def _matched(root: Path, images: Iterable[Path], masks: Iterable[Path]) -> dict[Path, Path]:
-    """Image -> its mask: of its name, else of its name and a suffix; in its place, else in its
-    split, else anywhere."""
+def _matched(root: Path, images: Sequence[Path], masks: Iterable[Path]) -> dict[Path, Path]:
+    """Image -> its mask: of its name, else of its name and a suffix; in its place or, where folders
+    of images and of masks are nowhere alike, in its split."""
     by_name: dict[str, list[Path]] = defaultdict(list)
     by_stem: dict[str, list[Path]] = defaultdict(list)
     for mask in masks:
         by_name[mask.stem.lower()].append(mask)
         if (stem := _image_stem(mask)) != mask.stem.lower():
             by_stem[stem].append(mask)
-    found = {}
-    for image in images:
-        known = by_name.get(image.stem.lower()) or by_stem.get(image.stem.lower(), [])
-        near = [mask for mask in known if _place(mask) == _place(image)]
-        near = near or [mask for mask in known if _split(mask) == _split(image)]
-        if len(near) > 1:
-            raise InputError(
-                f"{root / image} has two masks ({near[0]} and {near[1]}); keep one of them"
-            )
-        if near:
-            found[image] = near[0]
+    found: dict[Path, Path] = {}
+    ways: tuple[Callable[[Path], Any], ...] = (_place, _split)
+    for where in ways:
+        for image in images:
+            for known in (by_name, by_stem):
+                near = [m for m in known.get(image.stem.lower(), ()) if where(m) == where(image)]
+                if len(near) > 1:
+                    raise InputError(
+                        f"{root / image} has two masks ({near[0]} and {near[1]}); keep one of them"
+                    )
+                if near:
+                    found[image] = near[0]
+                    break
+        if found:
+            break
     return found

@@ -84,7 +84,11 @@ def open_yolo(root: Path, files: Sequence[Path], chosen: Path | None) -> Opened 
         ),
         *told(outlines, "polygon becomes its bounding box", "polygons become their bounding boxes"),
     ]
-    splits = {split: as_dataset(root, [rows[image] for image in parts[split]]) for split in parts}
+    label_type = "int64" if names is None else "string"
+    splits = {
+        split: as_dataset(root, [rows[image] for image in part], label_type)
+        for split, part in parts.items()
+    }
     listed = None if names is None else tuple(names.values())
     return Opened(str(root), splits, root, listed, (*notes, *said))
 

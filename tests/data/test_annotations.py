@@ -3,12 +3,16 @@
 import io
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import PIL.Image
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from resbackbones.data import Boxes, Splits, open_dataset, open_splits, read
+from resbackbones.data import Boxes, Splits, joined, open_dataset, open_splits, read
 from tests.data.helpers import pixels, refused, write
 
 WIDTH, HEIGHT = 40, 20
@@ -224,6 +228,36 @@ def test_pascal_voc_beside_the_images(tmp_path: Path) -> None:
     )
 
 
+CORNERS = st.tuples(
+    *(st.integers(0, limit - 1) for limit in (WIDTH, HEIGHT)),
+    *(st.integers(1, limit) for limit in (WIDTH, HEIGHT)),
+).filter(lambda b: b[0] < b[2] and b[1] < b[3])
+
+
+@settings(max_examples=4)
+@given(st.lists(CORNERS, min_size=4, max_size=9))
+def test_every_format_gives_the_same_boxes(found: list[tuple[int, int, int, int]]) -> None:
+    with TemporaryDirectory() as folder:
+        root = Path(folder)
+        for name in ("coco", "voc", "yolo"):
+            write({root / name / f"{i}.jpg": picture() for i in range(2)})
+        sides = [[x, y, right - x, bottom - y] for x, y, right, bottom in found]
+        objects = [{"image_id": 10, "category_id": 3, "bbox": box} for box in sides]
+        coco(root / "coco" / "a.json", ["0.jpg", "1.jpg"], annotations=objects)
+        counted = [("zebra", [x + 1, y + 1, right, bottom]) for x, y, right, bottom in found]
+        write({root / "voc" / "0.xml": voc(*counted), root / "voc" / "1.xml": voc()})
+        lines = [
+            f"0 {(x + w / 2) / WIDTH} {(y + h / 2) / HEIGHT} {w / WIDTH} {h / HEIGHT}"
+            for x, y, w, h in sides
+        ]
+        write({root / "yolo" / "0.txt": "\n".join(lines), root / "yolo" / "classes.txt": "zebra"})
+        for name in ("coco", "voc", "yolo"):
+            value, empty = open_dataset(root / name, target=Boxes()).targets()
+            expected = torch.tensor(found, dtype=torch.float32)
+            torch.testing.assert_close(value["boxes"], expected, atol=1e-4, rtol=0)
+            assert not len(empty["boxes"])
+
+
 LINES = "1 0.15 0.225 0.25 0.25\n0 0.75 0.5 0.5 1\n"
 
 
@@ -329,6 +363,55 @@ def test_metadata_beside_images(tmp_path: Path) -> None:
     assert source.targets()[0]["boxes"].tolist() == FIRST and source.target.names == ("3", "7")
     assert len(source.targets()[3]["boxes"]) == 0
     assert open_dataset(tmp_path, target=Boxes()).target.box_format == "xywh"  # type: ignore[attr-defined]
+
+
+def test_a_split_alone_numbers_classes_as_train_does(tmp_path: Path) -> None:
+    for split, name in (("train", "cat"), ("test", "zebra")):
+        objects = {"bbox": [[0, 0, 9, 9]] * 2, "category": ["zebra", name]}
+        lines = [{"file_name": f"{i}.jpg", "objects": objects} for i in range(2)]
+        write({tmp_path / split / f"{i}.jpg": picture(i) for i in range(2)})
+        write({tmp_path / split / "metadata.jsonl": "\n".join(map(json.dumps, lines))})
+    source = open_dataset(tmp_path, "test", target=Boxes(box_format="xyxy"))
+    assert source.target.names == ("cat", "zebra") and len(source) == 2
+    assert source.targets()[0]["class_labels"].tolist() == [1, 1]
+
+
+def test_an_image_of_another_split_is_not_taken(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        names = [f"{i}.jpg" for i in range(3)]
+        write(
+            {tmp_path / split / name: picture() for name in names[: 3 if split == "train" else 2]}
+        )
+        coco(tmp_path / f"{split}.json", names)
+    splits = opened(tmp_path)
+    assert (len(splits.train), len(splits.validation)) == (3, 2)
+    assert "val.json: 1 image is not there, left out (2.jpg)" in splits.notes
+    for split in ("train", "val"):
+        write({tmp_path / f"{split}.json": "{}"})
+        write({tmp_path / split / f"{i}.xml": voc(*TWO) for i in range(3)})
+    splits = opened(tmp_path)
+    assert (len(splits.train), len(splits.validation)) == (3, 2)
+    assert "1 annotation is of no image (val/2.xml)" in splits.notes
+
+
+def test_splits_without_objects_can_be_joined(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        write({tmp_path / split / f"{i}.jpg": picture(i) for i in range(2)})
+    write({tmp_path / "train" / "0.txt": "3 0.5 0.5 1 1"})
+    splits = opened(tmp_path)
+    both = joined(splits.train, splits.validation)
+    assert [len(value["boxes"]) for value in both.targets()] == [1, 0, 0, 0]
+
+
+def test_hidden_objects(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        objects = {"bbox": [[0, 0, 9, 9]], "category": ["cat"]} if split == "train" else None
+        lines = [{"file_name": f"{i}.jpg", "objects": objects} for i in range(2)]
+        write({tmp_path / split / f"{i}.jpg": picture(i) for i in range(2)})
+        write({tmp_path / split / "metadata.jsonl": "\n".join(map(json.dumps, lines))})
+    with pytest.warns(UserWarning, match=r"\[test\] has no objects: it is left out"):
+        splits = open_splits(tmp_path, target=Boxes(box_format="xyxy"))
+    assert splits.test is None
 
 
 def test_fingerprints_do_not_depend_on_the_place(tmp_path: Path) -> None:

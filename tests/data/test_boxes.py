@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Image, List, Value
+from hypothesis import given
+from hypothesis import strategies as st
 
 from resbackbones.data import Boxes, Column, open_dataset, open_splits
 from tests.data.helpers import image, refused
@@ -214,7 +216,30 @@ def test_each_class_is_on_both_sides() -> None:
     alone = open_splits(rows, target=Boxes(box_format="xyxy"))
     assert len(alone.train) + len(alone.validation) == 43 and not alone.skipped
     limited = open_splits(rows, target=Boxes(box_format="xyxy"), train_limit=2)
-    assert len(limited.train) >= 2
+    assert len(limited.train) == 2
+
+
+@given(st.lists(st.sets(st.integers(0, 4), max_size=3), min_size=2, max_size=40))
+def test_kinds_are_shared_by_two_images_or_more(present: list[set[int]]) -> None:
+    """The class of a kind is in each of its images, and is none that a rarer shared one hides."""
+    values = [
+        {"boxes": torch.zeros(len(own), 4), "class_labels": torch.tensor([*own], dtype=torch.int64)}
+        for own in present
+    ]
+    kinds = Boxes(tuple("abcde")).strata(values).tolist()
+    assert len(kinds) == len(values)
+    for kind in set(kinds):
+        assert kinds.count(kind) > 1
+    images = [sum(number in own for own in present) for number in range(5)]
+    for kind, own in zip(kinds, present, strict=True):
+        if kind in own:
+            rarer = [number for number in own if images[number] < images[kind]]
+            assert all(kinds.count(number) == 0 for number in rarer)
+    for number in range(5):  # the rarest of all is shared out where two images have it
+        others = [count for other, count in enumerate(images) if other != number and count]
+        rarest = images[number] > 1 and all(images[number] < count for count in others)
+        if rarest:
+            assert kinds.count(number) >= images[number]
 
 
 def test_groups_stay_together_though_a_class_is_in_one_alone() -> None:

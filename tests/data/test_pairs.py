@@ -130,6 +130,33 @@ def test_metadata_beside_images(tmp_path: Path, column: str) -> None:
     assert splits.validation.targets()[1]["path"] == str(tmp_path / "validation" / "m" / "1.png")
 
 
+def test_places_decide_before_splits(tmp_path: Path) -> None:
+    """A mask of another camera is no mask, though its name is the same; but folders may differ
+    throughout."""
+    for place in ("a", "b", "c"):
+        write({tmp_path / "one" / "images" / place / "0.jpg": image()})
+        write({tmp_path / "one" / "masks" / (place if place != "c" else "d") / "0.png": MASK})
+    splits = opened(tmp_path / "one")
+    assert len(splits.train) + len(splits.validation) == 2
+    assert splits.notes[1:] == (
+        "1 image has no mask, left out (images/c/0.jpg)",
+        "1 mask is of no image (masks/d/0.png)",
+    )
+    write({tmp_path / "two" / "images" / f"{i}.jpg": image() for i in range(2)})
+    write({tmp_path / "two" / "annotations" / "trimaps" / f"{i}.png": MASK for i in range(2)})
+    assert len(opened(tmp_path / "two").notes) == 1
+
+
+def test_a_split_alone_numbers_classes_as_train_does(tmp_path: Path) -> None:
+    for split, numbers in (("train", [0, 3, 5, 5]), ("test", [5, 5, 5, 5])):
+        for i in range(2):
+            write({tmp_path / split / "images" / f"{i}.jpg": image()})
+            write({tmp_path / split / "masks" / f"{i}.png": encoded([numbers] * 3)["bytes"]})
+    source = open_dataset(tmp_path, "test", target=Masks())
+    assert isinstance(source.target, Masks) and source.target.names == ("0", "3", "5")
+    assert source.target.decode(source.targets()[0])[0].tolist() == [2, 2, 2, 2]
+
+
 def test_another_size_than_the_image(tmp_path: Path) -> None:
     write({tmp_path / "images" / f"{i}.jpg": image() for i in range(2)})
     write({tmp_path / "masks" / f"{i}.png": MASK for i in range(2)})

@@ -1,8 +1,9 @@
 """What is held out, and that the splits fit together."""
 
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -11,7 +12,15 @@ from datasets import ClassLabel, Dataset, DatasetDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resbackbones.data import NoTarget, Splits, Target, Transcripts, open_splits, speaker_leak
+from resbackbones.data import (
+    Classes,
+    NoTarget,
+    Splits,
+    Target,
+    Transcripts,
+    open_splits,
+    speaker_leak,
+)
 from resbackbones.data.splits import HELD_OUT
 from tests.data.helpers import image, refused, texts, write
 
@@ -268,3 +277,20 @@ def test_a_cross_validation_keeps_groups_whole() -> None:
             set(source.dataset["speaker"]) for source in (part.validation, part.train)
         )
         assert inside and not inside & outside
+
+
+@dataclass(frozen=True)
+class Spread(Classes):
+    """Classes that are spread as well as may be, and no more."""
+
+    kinds_required: ClassVar[bool] = False
+
+
+def test_kinds_that_are_not_required() -> None:
+    """A class of one item, of one item in all, or of another split, refuses nothing."""
+    lonely = DatasetDict(train=texts([*"ab" * 10, "c"]))
+    splits = open_splits(lonely, target=Spread())
+    assert len(splits.train) + len(splits.validation) == 21 and not splits.skipped
+    assert "is the only one of the class 'c'" in refused(lambda: open_splits(lonely))
+    other = DatasetDict(train=texts([*"ab"]), validation=texts([*"aa"]), test=texts([*"bb"]))
+    assert len(open_splits(other, target=Spread(), train_limit=1).train) == 1
