@@ -37,7 +37,7 @@ class KnownClasses(Classes):
             if name not in self.names
         }
 
-    def _ids(self, column: Column) -> list[int]:
+    def numbers(self, column: Column) -> list[int]:
         position = {name: number for number, name in enumerate(self.names)}
         return [position.get(name or "", -1) for name in self._named(column)]
 

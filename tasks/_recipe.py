@@ -9,6 +9,7 @@ import math
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar
 
@@ -307,16 +308,17 @@ def one_seed(
         model = part.build()
         return model, fit(model, part.train, validation, replace(config, output=output, seed=seed))
 
+    measure = partial(evaluate, batch_size=config.evaluation_batch_size, budget=config.budget)
     model, result = trained(made, made.validation, place)
     if world.first:
         model.save_pretrained(place / "model")
     metric = model.metric()
     if not parts:
-        evaluate(model, made.test, metric, budget=config.budget)
+        measure(model, made.test, metric)
     for number, part in enumerate(parts, 1):
         other, _ = trained(part, None, place / f"part-{number}")
         counted = other.metric()
-        evaluate(other, part.test, counted, budget=config.budget)
+        measure(other, part.test, counted)
         metric.merge(counted)
     return Run(seed, metric, result)
 

@@ -69,7 +69,9 @@ def remarks(
     """What the figures mean, where a reader may miss it."""
     ours = sum(run.metrics[figure] for run in runs) / len(runs)
     theirs = baseline[1].compute()[figure]
-    confusions = [run.metric for run in runs if isinstance(run.metric, Confusion)]
+    confusions = [
+        run.metric for run in runs if isinstance(run.metric, Confusion) and figure == "accuracy"
+    ]
     if confusions:
         yield from how_well_known(*confusions)
     if any(_guesses(ours, confusion.counts) for confusion in confusions[:1]):

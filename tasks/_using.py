@@ -54,7 +54,8 @@ def measure(task: Task, config: Recipe, saved: Path) -> None:
     source = config.open_alone(task.kind, task.target(names))
     items = task.items(config, source, model.processor)
     metric = model.metric()
-    metrics = evaluate(model, items, metric, budget=config.budget)
+    size = config.evaluation_batch_size
+    metrics = evaluate(model, items, metric, batch_size=size, budget=config.budget)
     if world.first:
         print(f"\n{saved} on {len(items):,} items of {source.name}\n")
         print(report.markdown_table(header(metrics), [cells(list(metrics), metrics)], left=0))

@@ -77,7 +77,8 @@ def try_out(model: nn.Module, evaluation: Any, options: Options) -> None:
         InputError: what `evaluate` refuses, or `options.metric` is no figure of the model's.
     """
     few = Subset(evaluation, range(min(feed.count(evaluation, "evaluate on"), FEW)))
-    metrics = evaluate(model, few, budget=options.budget)
+    size = options.evaluation_batch_size
+    metrics = evaluate(model, few, batch_size=size, budget=options.budget)
     if options.metric not in metrics:
         raise InputError(
             f"{type(model).__name__} is not evaluated by {options.metric!r}; "

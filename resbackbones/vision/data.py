@@ -50,8 +50,8 @@ def choose_size(source: Source, side: int | None = None) -> tuple[dict[str, int]
             f"images cannot be brought to {side} pixels; give one or more with --image-size, or "
             "leave it out to have a size chosen"
         )
-    rows = _looked_at(source)
-    sizes = sorted(read(source.select(rows), _header_size, "skip").items, key=math.prod)
+    rows = looked_at(source)
+    sizes = sorted(read(source.select(rows), header_size, "skip").items, key=math.prod)
     smallest, largest = sizes[0], sizes[-1]
     is_one_size = len(set(sizes)) == 1
     median = sorted(map(min, sizes))[len(sizes) // 2]
@@ -81,11 +81,11 @@ def choose_channels(source: Source) -> int:
     Raises:
         InputError: not one image that can be read.
     """
-    modes = read(source.select(_looked_at(source)), _header_mode, "skip").items
+    modes = read(source.select(looked_at(source)), _header_mode, "skip").items
     return 1 if all(mode.startswith(("1", "L", "I", "F")) for mode in modes) else 3
 
 
-def _looked_at(source: Source) -> Tensor:
+def looked_at(source: Source) -> Tensor:
     """The rows of up to `LOOKED_AT` images, evenly spread."""
     if len(source) <= LOOKED_AT:
         return torch.arange(len(source))
@@ -268,7 +268,7 @@ def _opened(value: Any) -> PIL.Image.Image:
     )
 
 
-def _header_size(value: Any) -> tuple[int, int]:
+def header_size(value: Any) -> tuple[int, int]:
     """Width and height of an image in a data set, turned upright."""
     with _opened(value) as image:
         # Where a PNG has no orientation, asking for it would decode the pixels.

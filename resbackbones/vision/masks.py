@@ -21,8 +21,10 @@ from torch.nn import functional
 
 from resbackbones.data import IGNORED, Items, Masks, Source, read
 from resbackbones.errors import InputError
-from resbackbones.vision.data import jittered, open_image
+from resbackbones.vision.data import header_size, jittered, looked_at, open_image
 from resbackbones.vision.processor import ResidualImageProcessor
+
+LARGE = 288  # pixels of a shorter side, above which images are brought to it
 
 
 @dataclass(frozen=True)
@@ -252,6 +254,37 @@ def varied(
     return x, labels[:, 0].long() + IGNORED
 
 
+def choose_shorter_side(
+    source: Source, side: int | None = None
+) -> tuple[int, dict[str, int] | None, str]:
+    """The shorter side to train at and to answer at, the size for the processor, and a sentence
+    that says it. By default images whose shorter sides have a median above 288 pixels are brought
+    to 288, and others stay as they are. Only headers are read, of up to 1,000 images evenly spread.
+
+    Returns:
+        The side (of images that stay, its median), `{"shortest_edge"}` or None, and the sentence.
+
+    Raises:
+        InputError: a side of less than one pixel; not one image that can be read.
+    """
+    if side is not None and side < 1:
+        raise InputError(
+            f"images cannot be brought to {side} pixels; give one or more with --image-size, or "
+            "leave it out to have a size chosen"
+        )
+    sizes = sorted(read(source.select(looked_at(source)), header_size, "skip").items, key=math.prod)
+    median = sorted(map(min, sizes))[len(sizes) // 2]
+    found = "{}x{}".format(*sizes[-1])
+    if len(set(sizes)) > 1:
+        found = "{}x{} to ".format(*sizes[0]) + found
+    chosen = side or (LARGE if median > LARGE else None)
+    asked = f"--image-size {side}" if side else "--image-size sets another size"
+    if chosen is None:
+        return median, None, f"images are {found} pixels; they stay so ({asked})"
+    does = f"their shorter side is brought to {chosen}"
+    return chosen, {"shortest_edge": chosen}, f"images are {found} pixels; {does} ({asked})"
+
+
 def pixel_counts(items: MaskItems) -> Tensor:
     """How many pixels of the masks each class has, int64 `(K,)`."""
     classes = len(items.source.target.names)
@@ -351,6 +384,7 @@ def _masks_of(source: Source) -> Source:
 __all__: Sequence[str] = (
     "MaskAugment",
     "MaskItems",
+    "choose_shorter_side",
     "class_weights",
     "draw_masks",
     "pixel_counts",

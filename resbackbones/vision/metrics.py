@@ -66,10 +66,11 @@ class PixelConfusion(Confusion):
             )
         self.to(logits.device)
         predicted = at_size(logits, labels.shape[-2:]).argmax(1)
-        self._count(labels.to(logits.device), predicted)
+        self.count(labels.to(logits.device), predicted)
         self.loss.update(output, batch)
 
-    def _count(self, expected: Tensor, predicted: Tensor) -> None:
+    def count(self, expected: Tensor, predicted: Tensor) -> None:
+        """Count pixels, int64 of any shape, without a loss."""
         expected, predicted = expected.flatten().long(), predicted.flatten().long()
         # What has no class is counted in a place of its own: picking out the others would wait for
         # a GPU.
@@ -81,6 +82,8 @@ class PixelConfusion(Confusion):
             counts = torch.zeros(nowhere + 1, dtype=torch.int64, device=place.device)
             counts.index_add_(0, place, torch.ones_like(place))
         self.sums["counts"] += counts[:nowhere]
+
+    _count = count  # as `Confusion.of` calls it
 
     def compute(self) -> dict[str, float]:
         scores = [s for s in self.per_class().values() if s["support"] or s["predicted"]]

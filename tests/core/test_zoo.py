@@ -45,6 +45,7 @@ COUNTS = {
     "wrn_28_10": (10, True, 36_479_194),
     "wrn_40_4": (10, True, 8_949_210),
     "resnet14_small": (10, True, 2_777_674),
+    "resnet16_fine": (10, True, 2_779_050),
     "resnet18_small": (10, True, 11_173_962),
     "preact_resnet110": (10, True, 1_727_962),
     "quartznet5x5": (29, True, 6_713_181),

@@ -49,6 +49,15 @@ def test_two_batches_of_8_are_one_of_16_in_every_update() -> None:
     assert_close(small, large)
 
 
+def test_an_update_of_nothing_that_counts_changes_nothing() -> None:
+    """As of a batch of masks none of whose pixels has a class."""
+    model = without_chance()
+    model.weight = lambda batch: int((batch["labels"] > 0).sum())  # type: ignore[assignment]
+    result = fit(model, Blobs(8), None, sgd(batch_size=1))
+    assert result.history[0]["step"] == 8
+    assert all(value.isfinite().all() for value in weights(model).values())
+
+
 TOKENS: dict[str, Any] = {"epochs": 2, "learning_rate": 1.0, "metric": "loss", "keep": "last"}
 
 

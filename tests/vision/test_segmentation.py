@@ -102,6 +102,17 @@ def test_an_output_stride_of_its_own() -> None:
         ResidualForSemanticSegmentation.build("convnext_tiny", num_labels=2)
 
 
+@pytest.mark.parametrize("pooling", [True, False])
+def test_the_mean_over_the_image_reaches_all_of_it(pooling: bool) -> None:
+    torch.manual_seed(0)
+    decoder = DeepLabV3Plus(8, 4, rates=(1, 2), image_pooling=pooling)
+    model = ResidualForSemanticSegmentation.build(SHALLOW, num_labels=3, decoder=decoder).eval()
+    x = torch.randn(1, 3, 200, 200).requires_grad_()
+    model(x).logits[..., 0, 0].sum().backward()
+    reached = x.grad.abs().sum((0, 1)) > 0  # type: ignore[union-attr]
+    assert reached[:9, :9].all() and reached[-9:, -9:].all() == pooling
+
+
 def test_parameters_are_those_of_the_papers() -> None:
     """ResNet-50 and DeepLabV3+ with full convolutions: written out layer by layer."""
     backbone = 25_557_032 - 2048 * 1000 - 1000  # torchvision's, without its classifier

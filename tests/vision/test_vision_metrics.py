@@ -63,6 +63,13 @@ def test_classes_that_never_occur_are_left_out() -> None:
     assert metric.compute()["mean_iou"] == (0.5 + 0.5) / 2
 
 
+@pytest.mark.parametrize("ignored", [-100, 2, 255])
+def test_any_number_may_mean_no_class(ignored: int) -> None:
+    metric = PixelConfusion(2, ignore_index=ignored)
+    metric.count(torch.tensor([[0, ignored], [1, 1]]), torch.tensor([[0, 1], [1, 0]]))
+    assert metric.counts.tolist() == [[1, 0], [1, 1]]
+
+
 def test_nothing_to_count() -> None:
     metric = PixelConfusion(3)
     loss = torch.tensor(0.0)
