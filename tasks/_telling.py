@@ -13,6 +13,8 @@ from resbackbones import report
 from resbackbones.metrics import Confusion, Metric
 from resbackbones.train import Result
 
+SHOWN = {"map": "mAP", "ap": "AP", "ap50": "AP50", "ap75": "AP75"}
+
 
 @dataclass(frozen=True)
 class Run:
@@ -51,10 +53,10 @@ def class_table(metric: Any) -> str:
 
 def header(names: Iterable[str]) -> list[str]:
     """
-    >>> header(["macro_f1", "f1"])
-    ['macro F1', 'F1']
+    >>> header(["macro_f1", "f1", "ap50"])
+    ['macro F1', 'F1', 'AP50']
     """
-    return [name.replace("_", " ").replace("f1", "F1") for name in names]
+    return [SHOWN.get(name, name.replace("_", " ").replace("f1", "F1")) for name in names]
 
 
 def cells(names: Sequence[str], metrics: Mapping[str, float]) -> list[str]:

@@ -2,6 +2,7 @@
 Auto classes."""
 
 from transformers import (
+    AutoBackbone,
     AutoConfig,
     AutoImageProcessor,
     AutoModelForImageClassification,
@@ -10,6 +11,7 @@ from transformers import (
 )
 
 from resbackbones.vision.augment import Augment
+from resbackbones.vision.auto_backbone import ResidualBackbone, ResidualBackboneConfig
 from resbackbones.vision.box_items import BoxAugment, BoxItems, choose_resolution
 from resbackbones.vision.boxes import draw_boxes
 from resbackbones.vision.data import ImageItems
@@ -46,6 +48,8 @@ AutoImageProcessor.register(
     ResidualDetectionConfig, image_processor_classes={"torchvision": ResidualDetectionProcessor}
 )
 AutoModelForObjectDetection.register(ResidualDetectionConfig, ResidualForObjectDetection)
+AutoConfig.register(ResidualBackboneConfig.model_type, ResidualBackboneConfig)
+AutoBackbone.register(ResidualBackboneConfig, ResidualBackbone)
 
 __all__ = [
     "DECODERS",
@@ -59,6 +63,8 @@ __all__ = [
     "MaskAugment",
     "MaskItems",
     "PixelConfusion",
+    "ResidualBackbone",
+    "ResidualBackboneConfig",
     "ResidualDetectionConfig",
     "ResidualDetectionProcessor",
     "ResidualForImageClassification",

@@ -91,7 +91,8 @@ def _shapes(items: BoxItems, classes: int) -> Tensor:
         own = boxes[kinds == number]
         if len(own):
             sides = (own[:, 2:] - own[:, :2]).log().numpy()
-            means = KMeans(min(SHAPES, len(own)), n_init=1, random_state=0).fit(sides)
+            groups = min(SHAPES, len(np.unique(sides, axis=0)))
+            means = KMeans(groups, n_init=1, random_state=0).fit(sides)
             found.append(torch.from_numpy(np.exp(means.cluster_centers_)))
     return torch.cat(found).float()
 

@@ -1,6 +1,7 @@
 """Train a residual object detector on your images.
 
-    python -m tasks.vision.detect_objects --data ../shared/data/bccd --name BCCD --record
+    python -m tasks.vision.detect_objects --data ../shared/data/bccd --name BCCD \\
+        --upside-down --seeds 0 1 2 --record
 
 Images whose objects are written beside them: COCO, Pascal VOC and YOLO files, or Parquet with a
 column of boxes. Without a validation split, 10 % of the training rows are held out for it; the test

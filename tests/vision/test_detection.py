@@ -161,21 +161,23 @@ def test_padding_changes_nothing(detector: str, sizes: list[tuple[int, int]]) ->
 @pytest.mark.parametrize("detector", DETECTORS)
 def test_padding_teaches_nothing(detector: str) -> None:
     model = small(detector, norm="group")
+    # The anchor that fits the second box best would stand in the padding.
+    labels = [label([[3, 4, 30, 20], [38, 10, 40, 14]], [0, 2]), TWO[1]]
     x, mask = torch.randn(2, 3, 48, 64), torch.zeros(2, 48, 64, dtype=torch.int64)
     mask[0, :32, :40], mask[1, :48, :30] = 1, 1
     clean = x * mask.unsqueeze(1)
-    expected = model(clean, mask, TWO).loss
+    expected = model(clean, mask, labels).loss
     expected.backward()
     gradient = model.backbone.stem[0].convolutions[0].conv.weight.grad.clone()
     model.zero_grad()
-    loss = model(x, mask, TWO).loss
+    loss = model(x, mask, labels).loss
     loss.backward()
     assert torch.equal(loss, expected)
     assert torch.equal(model.backbone.stem[0].convolutions[0].conv.weight.grad, gradient)
     if detector == "retinanet":  # whose loss is a mean over images
         alone = [
-            model(clean[:1, :, :32, :40], labels=TWO[:1]).loss,
-            model(clean[1:, :, :, :30], labels=TWO[1:]).loss,
+            model(clean[:1, :, :32, :40], labels=labels[:1]).loss,
+            model(clean[1:, :, :, :30], labels=labels[1:]).loss,
         ]
         torch.testing.assert_close(loss, sum(alone) / 2)
 

@@ -1,0 +1,112 @@
+"""The recipe of object detection trains, saves, records, measures and answers; its baseline."""
+
+import re
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import datasets
+import numpy as np
+import PIL.Image
+import pytest
+import transformers
+
+from resbackbones.data import Boxes, open_splits
+from resbackbones.report import load_records
+from resbackbones.vision import BoxItems, ResidualDetectionProcessor, choose_resolution
+from tasks._using import run
+from tasks.vision._windows import baseline
+from tasks.vision.detect_objects import TASK
+
+SPEED = ["--spec", "resnet20", "--levels", "4", "8", "--width", "64", "--convolutions", "1"]
+SPEED += ["--epochs", "2", "--batch-size", "8", "--device", "cpu", "--least-steps", "0"]
+NAMES = ["square", "bar"]
+
+
+def scene(number: int) -> tuple[PIL.Image.Image, dict]:
+    """Noise with a light square and, mostly, a dark bar."""
+    random = np.random.default_rng(number)
+    pixels = random.integers(90, 150, (48, 64, 3), dtype=np.uint8)
+    left, top = int(random.integers(2, 14)), int(random.integers(2, 30))
+    boxes, kinds = [[left, top, left + 14, top + 14]], [0]
+    pixels[top : top + 14, left : left + 14] = 240
+    if number % 4:
+        left, top = int(random.integers(34, 42)), int(random.integers(2, 36))
+        boxes.append([left, top, left + 20, top + 8])
+        kinds.append(1)
+        pixels[top : top + 8, left : left + 20] = 10
+    return PIL.Image.fromarray(pixels), {"bbox": boxes, "category": kinds}
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("scenes")
+    kinds = datasets.List(datasets.ClassLabel(names=NAMES))
+    boxes = datasets.List(datasets.List(datasets.Value("float32")))
+    features = datasets.Features(
+        {"image": datasets.Image(), "objects": {"bbox": boxes, "category": kinds}}
+    )
+    for split, rows in (("train", range(24)), ("test", range(100, 108))):
+        images, objects = zip(*map(scene, rows), strict=True)
+        made = {"image": list(images), "objects": list(objects)}
+        datasets.Dataset.from_dict(made, features=features).to_parquet(folder / f"{split}.parquet")
+    return folder
+
+
+def detect(*arguments: object) -> None:
+    run(TASK, [str(argument) for argument in arguments])
+
+
+def test_trains_saves_records_and_answers(
+    scenes: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    detect("--data", scenes, "--output", "out", "--record", *SPEED)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "all are brought to 64x48" in printed and "strides 4, 8" in printed
+    assert "sliding windows + RBF features + ridge" in printed and "AP50" in printed
+    assert "draw_boxes(image, model.predict(image))" in printed
+    (record,) = load_records("results")
+    assert (record.task, record.dataset, record.metric) == ("detect_objects", scenes.name, "ap50")
+    assert record.split == "test" and 0 <= record.values[0] <= 1
+
+    detector = transformers.pipeline("object-detection", "out/seed-0/model")
+    answers = detector(scene(0)[0], threshold=0.0)
+    assert {answer["label"] for answer in answers} <= set(NAMES)
+
+    detect("--evaluate", "out/seed-0/model", "--data", scenes)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "on 8 items" in printed and "| square |" in printed and "| bar |" in printed
+    scene(0)[0].save("one.png")
+    detect("--predict", "out/seed-0/model", "one.png")
+    assert re.search(r"\| one\.png \|", capsys.readouterr().out)
+
+
+def test_the_learning_rate_reaches_the_training(
+    scenes: Path, tmp_path: Path, handed_to_fit: Callable
+) -> None:
+    given = ("--data", scenes, "--output", tmp_path / "out", *SPEED)
+    train, options = handed_to_fit(detect, *given, "--learning-rate", "0.01", "--upside-down")
+    assert options.learning_rate == 0.01 and options.metric == "ap50"
+    assert train.augment.upside_down and train.augment.mosaic == 0.5
+    train, _ = handed_to_fit(detect, *given[:3], tmp_path / "two", *SPEED, "--no-augment")
+    assert train.augment is None
+
+
+def test_levels_that_the_net_has_not_are_named(
+    scenes: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    given = ("--data", scenes, "--output", tmp_path / "out", "--spec", "resnet20")
+    assert "whose features have strides 2, 4" in refused(detect, *given, "--levels", "8", "16")
+
+
+def test_the_baseline_finds_what_is_plain_to_see(scenes: Path) -> None:
+    splits = open_splits(str(scenes), kind="image", target=Boxes())
+    size, _, _ = choose_resolution(splits.train)
+    make = partial(BoxItems, processor=ResidualDetectionProcessor(size=size))
+    name, metric = baseline(make(splits.train), make(splits.test))
+    assert name == "sliding windows + RBF features + ridge"
+    assert metric.compute()["ap50"] > 0.8
