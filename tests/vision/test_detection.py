@@ -224,7 +224,7 @@ def test_a_batch_of_one_trains() -> None:
     small(norm="group")(torch.randn(1, 3, 2, 3), labels=[label([[0, 0, 2, 2]], [0])])
 
 
-@pytest.mark.parametrize("detector", DETECTORS)
+@pytest.mark.parametrize("detector", ["fcos", pytest.param("retinanet", marks=pytest.mark.slow)])
 def test_it_learns_to_find_what_it_was_shown(detector: str) -> None:
     model = small(detector, labels=["square", "bar"])
     images, labels = torch.full((2, 3, 48, 64), -1.0), []
