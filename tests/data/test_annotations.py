@@ -228,10 +228,14 @@ def test_pascal_voc_beside_the_images(tmp_path: Path) -> None:
     )
 
 
-CORNERS = st.tuples(
-    *(st.integers(0, limit - 1) for limit in (WIDTH, HEIGHT)),
-    *(st.integers(1, limit) for limit in (WIDTH, HEIGHT)),
-).filter(lambda b: b[0] < b[2] and b[1] < b[3])
+def ends(limit: int) -> st.SearchStrategy[tuple[int, int]]:
+    """Where something begins and ends, within a limit."""
+    return st.integers(0, limit - 1).flatmap(
+        lambda start: st.tuples(st.just(start), st.integers(start + 1, limit))
+    )
+
+
+CORNERS = st.builds(lambda x, y: (x[0], y[0], x[1], y[1]), ends(WIDTH), ends(HEIGHT))
 
 
 @settings(max_examples=4)
