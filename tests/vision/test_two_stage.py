@@ -17,6 +17,7 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.ops import MultiScaleRoIAlign
 
 import resbackbones as rb
+from resbackbones.train import Options, evaluate, fit
 from resbackbones.vision import ResidualDetectionProcessor, ResidualForTwoStageDetection
 from resbackbones.vision.boxes import select
 
@@ -241,6 +242,34 @@ def test_it_learns_to_find_what_it_was_shown() -> None:
     assert output.boxes is None
     with pytest.raises(rb.InputError, match=r"call model\.eval\(\) first"):
         select(output)
+
+
+class Pictures:
+    """Six images in two sizes, of which every third has no object."""
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitems__(self, rows: list[int]) -> dict[str, Any]:
+        x, mask = torch.zeros(len(rows), 3, 32, 48), torch.ones(len(rows), 32, 48)
+        labels = []
+        for number, row in enumerate(map(int, rows)):
+            x[number, :, 4:20, 3:30] = row / 6
+            mask[number, :, 32 + 16 * (row % 2) :] = 0
+            labels.append(label([[3, 4, 30, 20]], [row % 3]) if row % 3 else label([], []))
+        return {"pixel_values": x, "pixel_mask": mask, "labels": labels}
+
+
+def test_it_is_trained_and_evaluated_as_the_others() -> None:
+    losses = []
+    for _ in range(2):
+        model = small(True, norm="group")
+        options = Options(epochs=1, batch_size=4, metric="map", device="cpu")
+        fit(model, Pictures(), Pictures(), options)
+        figures = evaluate(model, Pictures(), batch_size=3)
+        assert {"map", "ap50", "ap75", "loss"} <= figures.keys() and np.isfinite(figures["loss"])
+        losses.append(figures["loss"])
+    assert losses[0] == losses[1]
 
 
 # Sizes, classes, names
