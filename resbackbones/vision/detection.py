@@ -72,6 +72,8 @@ class ResidualForObjectDetection(Detector):
     >>> output = model(pixel_values=torch.zeros(2, 3, 64, 96))
     >>> tuple(output.logits.shape), tuple(output.pred_boxes.shape)
     ((2, 120, 1), (2, 120, 4))
+    >>> [found["labels"] for found in model.predict([torch.zeros(3, 64, 96)])]
+    [[]]
     """
 
     config_class = ResidualDetectionConfig

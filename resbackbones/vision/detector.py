@@ -155,11 +155,12 @@ class Detector(ResidualPreTrainedModel):
 
         Args:
             x: `(B, C, H, W)`.
-            sizes: height and width of each image, `(B, 2)`; they differ where they need another
-                multiple of the pyramid's divisor.
+            sizes: height and width of each image, `(B, 2)`. Those that come to one size when
+                filled up to multiples of the pyramid's divisor go together.
 
         Yields:
-            Which images, int64 `(b,)`, and these without their padding, `(b, C, h, w)`.
+            Which images, int64 `(b,)`, and these, `(b, C, h, w)`, with no padding but to that
+            multiple, all of it 0.
         """
         divisor = self.pyramid.divisor
         groups: dict[tuple[int, int], list[int]] = {}
