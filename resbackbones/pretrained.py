@@ -98,7 +98,7 @@ class ResidualPreTrainedModel(PreTrainedModel):
 
     processor_class: ClassVar[Any] = None
     processor_file: ClassVar[str] = ""  # whose presence says that a folder holds a processor
-    of_classes: ClassVar[str] = "head."  # parameters that other classes draw anew
+    of_classes: ClassVar[str | tuple[str, ...]] = "head."  # parameters that other classes draw anew
 
     config: ResidualConfig
     backbone: Backbone
@@ -416,7 +416,10 @@ def _check_folder(where: str | os.PathLike[str], subfolder: str = "") -> None:
 
 
 def _mismatch(
-    where: object, info: Mapping[str, Any], refused: Sequence[str], of_classes: str
+    where: object,
+    info: Mapping[str, Any],
+    refused: Sequence[str],
+    of_classes: str | tuple[str, ...],
 ) -> str:
     """The sentence for a checkpoint that is not this model's."""
     shapes = {key: (given, expected) for key, given, expected in info["mismatched_keys"]}

@@ -18,9 +18,9 @@ from resbackbones.vision.data import ImageItems
 from resbackbones.vision.decoders import DECODERS, DeepLabV3Plus, SemanticFPN, UNet
 from resbackbones.vision.detection import (
     ResidualDetectionConfig,
-    ResidualDetectionProcessor,
     ResidualForObjectDetection,
 )
+from resbackbones.vision.detector import ResidualDetectionProcessor
 from resbackbones.vision.explain import grad_cam, overlay
 from resbackbones.vision.images import choose_size, open_image
 from resbackbones.vision.masks import MaskAugment, MaskItems, draw_masks
@@ -32,6 +32,7 @@ from resbackbones.vision.segmentation import (
     ResidualSegmentationConfig,
 )
 from resbackbones.vision.tiles import Approximate
+from resbackbones.vision.two_stage import ResidualForTwoStageDetection, ResidualTwoStageConfig
 
 for config in (ResidualVisionConfig, ResidualSegmentationConfig):
     AutoConfig.register(config.model_type, config)
@@ -43,11 +44,12 @@ AutoModelForSemanticSegmentation.register(
 )
 AutoModelForImageClassification.register(ResidualVisionConfig, ResidualForImageClassification)
 
-AutoConfig.register(ResidualDetectionConfig.model_type, ResidualDetectionConfig)
-AutoImageProcessor.register(
-    ResidualDetectionConfig, image_processor_classes={"torchvision": ResidualDetectionProcessor}
-)
-AutoModelForObjectDetection.register(ResidualDetectionConfig, ResidualForObjectDetection)
+for detector in (ResidualForObjectDetection, ResidualForTwoStageDetection):
+    AutoConfig.register(detector.config_class.model_type, detector.config_class)
+    AutoImageProcessor.register(
+        detector.config_class, image_processor_classes={"torchvision": ResidualDetectionProcessor}
+    )
+    AutoModelForObjectDetection.register(detector.config_class, detector)
 AutoConfig.register(ResidualBackboneConfig.model_type, ResidualBackboneConfig)
 AutoBackbone.register(ResidualBackboneConfig, ResidualBackbone)
 
@@ -70,8 +72,10 @@ __all__ = [
     "ResidualForImageClassification",
     "ResidualForObjectDetection",
     "ResidualForSemanticSegmentation",
+    "ResidualForTwoStageDetection",
     "ResidualImageProcessor",
     "ResidualSegmentationConfig",
+    "ResidualTwoStageConfig",
     "ResidualVisionConfig",
     "SemanticFPN",
     "UNet",

@@ -13,7 +13,7 @@ from torch.nn import functional
 from resbackbones.data import Boxes, Items, Source, read
 from resbackbones.errors import InputError
 from resbackbones.vision.augment import jittered
-from resbackbones.vision.detection import ResidualDetectionProcessor
+from resbackbones.vision.detector import ResidualDetectionProcessor
 from resbackbones.vision.images import open_image
 
 SMALLEST = 2.0  # pixels of a side that a varied box has at least

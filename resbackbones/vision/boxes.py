@@ -15,6 +15,8 @@ from resbackbones.errors import InputError
 # A colour per class, again from the first after the last: Okabe and Ito's, told apart by everyone.
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
 
+FOUND = ("boxes", "scores", "labels", "masks")  # of an image, by a detector of two stages
+
 
 @torch.no_grad()
 def select(
@@ -28,8 +30,9 @@ def select(
     overlap one.
 
     Args:
-        output: of a detector: `.logits` `(B, A, K)`, `.pred_boxes` `(B, A, 4)` and, of FCOS,
-            `.centerness` `(B, A, 1)`, which a box's score is the geometric mean with.
+        output: of a detector of one stage: `.logits` `(B, A, K)`, `.pred_boxes` `(B, A, 4)` and,
+            of FCOS, `.centerness` `(B, A, 1)`, which a box's score is the geometric mean with. One
+            of two stages has chosen: `.boxes`, `.scores`, `.labels` and, if there are, `.masks`.
         threshold: scores above it alone.
         overlap: of two boxes of a class whose intersection over union is greater, the better stays.
         limit: boxes per image at most.
@@ -37,7 +40,25 @@ def select(
 
     Returns:
         Per image "boxes" `(N, 4)`, "scores" `(N,)` from high to low, and "labels" int64 `(N,)`.
+
+    Raises:
+        InputError: an output of training that holds a loss alone.
     """
+    if output.get("scores") is not None:
+        names = [name for name in FOUND if output.get(name) is not None]
+        columns = zip(*(output[name] for name in names), strict=True)
+        images = [dict(zip(names, values, strict=True)) for values in columns]
+        # Scores fall, so that those above the threshold come first.
+        counts = [min(limit, int((one["scores"] > threshold).sum())) for one in images]
+        return [
+            {name: value[:count] for name, value in one.items()}
+            for one, count in zip(images, counts, strict=True)
+        ]
+    if output.get("logits") is None:
+        raise InputError(
+            "this output holds a loss alone, as a detector of two stages makes it of labels in "
+            "training mode; call model.eval() first"
+        )
     scores = output.logits.float().sigmoid()
     if output.get("centerness") is not None:
         scores = (scores * output.centerness.float().sigmoid()).sqrt()

@@ -4,11 +4,15 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torchvision.models.detection._utils import Matcher
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.fcos import FCOS, FCOSHead
+from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.retinanet import RetinaNet, RetinaNetHead
+
+SHAPES = (0.5, 1.0, 2.0)  # of anchors, heights divided by widths
 
 
 def _draw_classes(convolution: nn.Conv2d) -> None:
@@ -18,6 +22,34 @@ def _draw_classes(convolution: nn.Conv2d) -> None:
     nn.init.constant_(convolution.bias, -4.59511985013459)  # type: ignore[arg-type]
 
 
+class Anchors(AnchorGenerator):
+    """torchvision's anchors at the strides of the levels, in float32. (Its own generator takes the
+    strides from the sizes of the levels, and is off by the rounding.)
+
+    Args:
+        sizes: of each level, the roots of the anchors' areas, in pixels.
+        shapes: heights divided by widths.
+        strides: of the levels.
+    """
+
+    def __init__(
+        self, sizes: Sequence[Sequence[int]], shapes: Sequence[float], strides: Sequence[int]
+    ) -> None:
+        super().__init__(tuple(map(tuple, sizes)), (tuple(shapes),) * len(strides))
+        self.strides: Any = [(stride, stride) for stride in strides]
+
+    def over(self, grids: Sequence[tuple[int, int]], device: torch.device) -> Tensor:
+        """Of every level, `(A, 4)` in pixels, for as many rows and columns."""
+        if self.cell_anchors[0].device != device:
+            self.set_cell_anchors(torch.float32, device)
+        return torch.cat(self.grid_anchors(grids, self.strides))
+
+    def forward(self, images: ImageList, levels: list[Tensor]) -> list[Tensor]:
+        """The same for each image, as torchvision's region proposal network asks for them."""
+        grids = [(level.shape[2], level.shape[3]) for level in levels]
+        return [self.over(grids, levels[0].device)] * len(images.image_sizes)
+
+
 class FCOSDetection(FCOSHead):
     """torchvision's FCOS head (Tian et al. 2019), with a point per position of each level."""
 
@@ -25,7 +57,7 @@ class FCOSDetection(FCOSHead):
         self, channels: int, strides: Sequence[int], classes: int, convolutions: int
     ) -> None:
         super().__init__(channels, 1, classes, convolutions)
-        self.anchors = AnchorGenerator(tuple((s,) for s in strides), ((1.0,),) * len(strides))
+        self.anchors = Anchors([(s,) for s in strides], (1.0,), strides)
 
     def decode(self, regression: Tensor, anchors: Tensor) -> Tensor:
         """Boxes `(B, A, 4)` of anchors `(A, 4)`."""
@@ -54,11 +86,9 @@ class RetinaNetDetection(RetinaNetHead):
     def __init__(
         self, channels: int, strides: Sequence[int], classes: int, convolutions: int
     ) -> None:
-        sizes = tuple(
-            tuple(int(4 * stride * 2 ** (third / 3)) for third in range(3)) for stride in strides
-        )
+        sizes = [[int(4 * stride * 2 ** (third / 3)) for third in range(3)] for stride in strides]
         super().__init__(channels, 9, classes)
-        self.anchors = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(strides))
+        self.anchors = Anchors(sizes, SHAPES, strides)
 
     def decode(self, regression: Tensor, anchors: Tensor) -> Tensor:
         """Boxes `(B, A, 4)` of anchors `(A, 4)`."""
@@ -82,4 +112,4 @@ class RetinaNetDetection(RetinaNetHead):
 
 DETECTORS: dict[str, Any] = {"fcos": FCOSDetection, "retinanet": RetinaNetDetection}
 
-__all__: Sequence[str] = ("DETECTORS", "FCOSDetection", "RetinaNetDetection")
+__all__: Sequence[str] = ("DETECTORS", "SHAPES", "Anchors", "FCOSDetection", "RetinaNetDetection")

@@ -19,15 +19,16 @@ MOST = 5  # levels, as the papers have
 
 
 def choose_levels(
-    spec: BackboneSpec, levels: Sequence[int] | None = None
+    spec: BackboneSpec, levels: Sequence[int] | None = None, default: tuple[int, int] = (3, 2)
 ) -> tuple[BackboneSpec, tuple[int, ...]]:
     """The strides of a pyramid's levels, and the spec without the stages that none of them reads.
 
     Args:
         spec: of a net with dims=2.
         levels: strides, fine to coarse: those the net has, and from its coarsest on their doubles.
-            None takes the net's three coarsest (of 2 and more) and two more, as FCOS and RetinaNet
-            do: 8, 16, 32, 64, 128 of a ResNet.
+            None takes the default.
+        default: so many of the net's coarsest (of 2 and more), and so many further ones; three and
+            two, as FCOS and RetinaNet do, are 8, 16, 32, 64, 128 of a ResNet.
 
     Raises:
         InputError: dims other than 2; levels that are not 1 to 5 strides, rising, that this net
@@ -46,7 +47,8 @@ def choose_levels(
             "alike; give its stages strides"
         )
     if levels is None:
-        levels = (*own[-3:], 2 * own[-1], 4 * own[-1])
+        count, more = default
+        levels = (*own[-count:], *(own[-1] * 2 ** (n + 1) for n in range(more)))
     try:
         chosen = tuple(map(int, levels))
     except (TypeError, ValueError):
@@ -98,6 +100,23 @@ class Coarser(ExtraFPNBlock):
         return results, names
 
 
+class Subsampled(ExtraFPNBlock):
+    """Further levels of the pyramid, each every other position of the one before (P6 of Lin et al.
+    2017a, section 4.1)."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.count = count
+
+    def forward(
+        self, results: list[Tensor], x: list[Tensor], names: list[str]
+    ) -> tuple[list[Tensor], list[str]]:
+        for number in range(self.count):
+            results.append(results[-1][:, :, ::2, ::2])
+            names.append(f"further{number}")
+        return results, names
+
+
 class Pyramid(nn.Module):
     """torchvision's feature pyramid network (Lin et al. 2017a, section 3) over a backbone.
 
@@ -105,6 +124,8 @@ class Pyramid(nn.Module):
         net: the backbone, whose stages are all needed, as `choose_levels` leaves it.
         levels: strides, from `choose_levels`.
         channels: of every level.
+        subsampled: whether further levels are every other position of the coarsest one, and not
+            made by convolutions.
 
     Attributes:
         strides: of the levels, fine to coarse.
@@ -113,17 +134,20 @@ class Pyramid(nn.Module):
             same to the pyramid as without.
     """
 
-    def __init__(self, net: Backbone, levels: Sequence[int], channels: int) -> None:
+    def __init__(
+        self, net: Backbone, levels: Sequence[int], channels: int, subsampled: bool = False
+    ) -> None:
         super().__init__()
         self.strides = tuple(levels)
         own = [stride for stride in levels if (stride, stride) in net.strides]
         self.stages = [_stage(net.strides, stride) for stride in own]
         self.divisor = math.lcm(*own)
         count = len(levels) - len(own)
+        further = Subsampled(count) if subsampled else Coarser(channels, count)
         self.network = FeaturePyramidNetwork(
             [net.channels[stage] for stage in self.stages],
             channels,
-            Coarser(channels, count) if count else None,
+            further if count else None,
         )
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
