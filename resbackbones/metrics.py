@@ -225,6 +225,23 @@ class MultiLabel(_Sums):
         self.names = tuple(names) if names is not None else tuple(map(str, range(classes)))
         self.loss = Mean()
 
+    @classmethod
+    def of(cls, expected: Any, scores: Any, classes: int | Sequence[str]) -> Self:
+        """What is known of scores alone, above 0 for yes: `compute()` has no loss.
+
+        Args:
+            expected: 1 for each class that an item has, else 0, `(N, K)`.
+            scores: `(N, K)`; rounded as logits are.
+            classes: how many, or their names.
+
+        >>> MultiLabel.of([[1, 0], [0, 1]], [[0.5, -1], [1, 2]], 2).compute()["micro_f1"]
+        0.8
+        """
+        names = None if isinstance(classes, int) else classes
+        metric = cls(classes if isinstance(classes, int) else len(classes), names)
+        metric._count(torch.as_tensor(expected), torch.as_tensor(scores))
+        return metric
+
     def update(self, output: Any, batch: Mapping[str, Any]) -> None:
         logits = output.logits.detach()
         labels = batch["labels"].to(logits.device)
@@ -234,13 +251,16 @@ class MultiLabel(_Sums):
                 f"evaluate on items with 1 or 0 for each class, {tuple(logits.shape)}"
             )
         self.to(logits.device)
+        self._count(labels, logits)
+        self.loss.update(output, batch)
+
+    def _count(self, labels: Tensor, logits: Tensor) -> None:
         # Level LEVELS / 2 is the lowest above 0. What is no number is no yes.
         level = (logits.double().nan_to_num(-math.inf) * (LEVELS / 32)).ceil() + (LEVELS // 2 - 1)
         level = level.clamp(0, LEVELS - 1).long()
         row = 2 * torch.arange(self.classes, device=logits.device) + (labels > 0.5).long()
         place = (row * LEVELS + level).flatten()
         self.sums["counts"].index_add_(0, place, torch.ones_like(place))
-        self.loss.update(output, batch)
 
     def merge(self, other: Self) -> None:
         super().merge(other)
@@ -262,7 +282,7 @@ class MultiLabel(_Sums):
             "mean_average_precision": sum(occur) / len(occur) if occur else math.nan,
             "macro_f1": sum(seen) / max(1, len(seen)),
             "micro_f1": 2 * right / max(1, both),
-            **self.loss.compute(),
+            **(self.loss.compute() if self.loss.sums["weight"] else {}),
         }
 
     def per_class(self) -> dict[str, dict[str, float]]:

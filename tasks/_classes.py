@@ -6,7 +6,7 @@ from typing import Any
 
 import transformers
 
-from resbackbones.data import Classes, Column
+from resbackbones.data import Classes, Column, Labels, Target
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,29 @@ class KnownClasses(Classes):
         own: dict[Any, str] = dict(enumerate(column.class_names or self.listed or ()))
         cells = [int(c) if isinstance(c, float) and c.is_integer() else c for c in column.cells]
         return [None if cell in (None, "") else own.get(cell, str(cell)) for cell in cells]
+
+
+@dataclass(frozen=True)
+class KnownLabels(Labels):
+    """As `KnownClasses`, of a model that gives an item any number of classes."""
+
+    listed: tuple[str, ...] | None = None
+
+    def learn(self, train: Column) -> "KnownLabels":
+        return replace(self, separator=self.separator_of(train), listed=train.listed or ())
+
+    def _one(self) -> Classes:
+        return KnownClasses(self.names, listed=self.listed)
+
+
+def names_of(model: Any) -> tuple[str, ...]:
+    """A model's classes, in the order of their numbers."""
+    return tuple(model.config.id2label[number] for number in range(model.config.num_labels))
+
+
+def known_target(model: Any) -> Target:
+    """What a classifier is measured on."""
+    return (KnownLabels if model.is_multi_label else KnownClasses)(names_of(model))
 
 
 def name_classes(model: Any) -> Callable[[Any], Mapping[str, str]]:

@@ -35,11 +35,14 @@ from resbackbones.pretrained import ResidualPreTrainedModel
 from resbackbones.train import Options, Result, World, evaluate, fit
 from resbackbones.weights import load_weights
 from tasks import _running
-from tasks._classes import KnownClasses, name_classes
+from tasks._classes import known_target, name_classes
 from tasks._telling import Run, remarks, table, write_results
 
 T = TypeVar("T")
 FOLDS = 5
+FIGURES = (  # of a classifier: of one class per item, or of any number of them
+    *("accuracy", "mean_average_precision", "macro_f1", "micro_f1", "calibration_error"),
+)
 FEW = 30  # rows that say too little of an accuracy: its interval is 36 points wide at half
 if TYPE_CHECKING:
     Spec: TypeAlias = str | BackboneSpec
@@ -203,8 +206,9 @@ class Task:
         model: the class of its models.
         read: a file as what `answer` takes, one input or more, for this processor.
         use: Python that loads `{model}` and calls it.
-        figures: of its metric, as they stand in the table; the first is the one recorded.
-        target: what a model of these classes is measured on.
+        figures: as they stand in the table, those that the metric has; the first of these is the
+            one recorded.
+        target: what a model is measured on.
         answer: from a model to what it makes of an input, as cells of a table by their headings.
     """
 
@@ -216,9 +220,13 @@ class Task:
     model: type[ResidualPreTrainedModel]
     read: Callable[[Path, Any], list[Any]]
     use: str
-    figures: tuple[str, ...] = ("accuracy", "macro_f1", "calibration_error")
-    target: Callable[[tuple[str, ...]], Target] = KnownClasses
+    figures: tuple[str, ...] = FIGURES
+    target: Callable[[Any], Target] = known_target
     answer: Callable[[Any], Callable[[Any], Mapping[str, str]]] = name_classes
+
+    def figure(self, metrics: Mapping[str, float]) -> str:
+        """The one of a metric's figures that is recorded."""
+        return next(name for name in self.figures if name in metrics)
 
 
 # Training
@@ -236,8 +244,9 @@ def train(task: Task, config: Recipe) -> None:
         parts = folds(task, config, made, say)
         say("the baseline …", flush=True)
         baseline = world.once(lambda: together([part.baseline() for part in parts or [made]]))
-        figure = report.format_metric(task.figures[0], baseline[1].compute()[task.figures[0]])
-        say(f"{baseline[0]}: {figure}", flush=True)
+        simple = baseline[1].compute()
+        figure = task.figure(simple)
+        say(f"{baseline[0]}: {report.format_metric(figure, simple[figure])}", flush=True)
         runs = []
         for seed in config.seeds:
             if len(config.seeds) > 1:
@@ -372,13 +381,15 @@ def conclude(
     if not parts and splits.test is None:
         split = "validation split"
     print(f"\n{name}, {split} ({protocol(made)})\n")
+    simple = baseline[1].compute()
+    figure = task.figure(simple)
     print(table(task.figures, config.arm, runs, baseline))
     seconds = sum(run.result.seconds for run in runs) / len(runs)
     print(
         f"\n{report.format_count(parameters)} parameters, {report.format_count(macs)} MACs per "
         f"item; training {seconds:.0f} s per seed"
     )
-    for line in remarks(task.figures[0], runs, baseline, made.skipped):
+    for line in remarks(figure, runs, baseline, made.skipped):
         print(_running.wrapped(line))
     write_results(folder / "results.json", runs, baseline)
     if config.record:
@@ -388,13 +399,13 @@ def conclude(
             protocol=protocol(made),
             split=split.removesuffix(" split"),
             arm=config.arm,
-            metric=task.figures[0],
+            metric=figure,
             seeds=[run.seed for run in runs],
-            values=[run.metrics[task.figures[0]] for run in runs],
+            values=[run.metrics[figure] for run in runs],
             seconds=[run.result.seconds for run in runs],
             parameters=parameters,
             macs=macs,
-            baseline=(baseline[0], baseline[1].compute()[task.figures[0]]),
+            baseline=(baseline[0], simple[figure]),
             held_out=splits.held_out,
             skipped=len(made.skipped),
         )

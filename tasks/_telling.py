@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from resbackbones import report
-from resbackbones.metrics import Confusion, Metric
+from resbackbones.metrics import Confusion, Metric, MultiLabel
 from resbackbones.train import Result
 
 SHOWN = {"map": "mAP", "ap": "AP", "ap50": "AP50", "ap75": "AP75"}
@@ -130,7 +130,7 @@ def write_results(path: Path, runs: Sequence[Run], baseline: tuple[str, Metric])
         found: dict[str, Any] = {"metrics": metric.compute()}
         if hasattr(metric, "per_class"):
             found["per_class"] = metric.per_class()
-        if hasattr(metric, "counts"):
+        if hasattr(metric, "counts") and not isinstance(metric, MultiLabel):
             found["confusion"] = metric.counts.tolist()
         return found
 

@@ -50,8 +50,7 @@ def measure(task: Task, config: Recipe, saved: Path) -> None:
     """Evaluate a saved model on the data."""
     world = World.join(config.device)
     model = load(task, saved).to(world.device)
-    names = tuple(model.config.id2label[number] for number in range(model.config.num_labels))
-    source = config.open_alone(task.kind, task.target(names))
+    source = config.open_alone(task.kind, task.target(model))
     items = task.items(config, source, model.processor)
     metric = model.metric()
     size = config.evaluation_batch_size

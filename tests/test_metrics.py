@@ -211,3 +211,15 @@ def test_shares_of_classes_cannot_be_counted() -> None:
     output = SimpleNamespace(logits=torch.zeros(2, 3), loss=torch.tensor(0.0))
     with pytest.raises(InputError, match="are no classes to count"):
         Confusion(3).update(output, {"labels": torch.zeros(2, 3)})
+
+
+def test_scores_alone_tell_all_but_the_loss() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = 4 * torch.randn(50, 3, generator=generator)
+    labels = (torch.rand(50, 3, generator=generator) < 0.4).float()
+    whole = MultiLabel(3)
+    whole.update(SimpleNamespace(logits=logits, loss=torch.tensor(1.0)), {"labels": labels})
+    alone = MultiLabel.of(labels, logits, ["a", "b", "c"])
+    expected = whole.compute()
+    assert expected.pop("loss") == 1.0 and alone.compute() == expected
+    assert list(alone.per_class()) == ["a", "b", "c"]

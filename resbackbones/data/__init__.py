@@ -2,7 +2,8 @@
 
 open_dataset(where)   one split: its rows, which column is what, what is to be predicted
 open_splits(where)    train, validation and test; without a validation split, 10 % of train
-Classes, Boxes, Masks, Transcripts, NoTarget   what is to be predicted; `Target`: base of others
+Classes, Labels, Boxes, Masks, Transcripts, NoTarget   what is to be predicted
+Target, Column        base of others; what it reads
 read(source, decode)  every item decoded, the bad ones named
 Items                 base of the wings' data sets: a whole batch in one call
 Shuffled, Bucketed, InOrder   which rows make a batch: drawn, by length and budget, each once
@@ -13,6 +14,7 @@ from resbackbones.data.batches import Batches, Bucketed, InOrder, Shuffled
 from resbackbones.data.boxes import Boxes
 from resbackbones.data.columns import Source
 from resbackbones.data.items import Items, draws, mixed_labels
+from resbackbones.data.labels import Labels
 from resbackbones.data.masks import IGNORED, Masks, open_mask
 from resbackbones.data.opening import open_dataset, open_splits
 from resbackbones.data.reading import Read, read
@@ -30,6 +32,7 @@ __all__ = [
     "Column",
     "InOrder",
     "Items",
+    "Labels",
     "Masks",
     "NoTarget",
     "Read",

@@ -12,7 +12,14 @@ from torch import Tensor
 
 from resbackbones.data.columns import Cells
 from resbackbones.data.paths import reason
-from resbackbones.data.targets import Classes, Column, Target, learn_names, refuse_faults
+from resbackbones.data.targets import (
+    Classes,
+    Column,
+    Target,
+    learn_names,
+    rarest_class,
+    refuse_faults,
+)
 from resbackbones.errors import InputError, nearest
 
 FORMATS = ("xyxy", "xywh")
@@ -207,31 +214,11 @@ class Boxes(Target):
         return tuple(sentences)
 
     def strata(self, values: list[dict[str, Tensor]]) -> Tensor:
-        """The class of the image that stands in the fewest images, as far as two images or more
-        have it; else one more kind: so each class that can be is likely on both sides."""
-        classes = len(self.names)
-        rows = torch.arange(len(values)).repeat_interleave(
-            torch.tensor([len(value["class_labels"]) for value in values])
-        )
+        """The `rarest_class` of each image."""
+        counts = torch.tensor([len(value["class_labels"]) for value in values])
+        rows = torch.arange(len(values)).repeat_interleave(counts)
         labels = torch.cat([value["class_labels"] for value in values])
-        pairs = torch.unique(rows * classes + labels)  # every class of an image once
-        rows, labels = pairs // classes, pairs % classes
-        images = torch.bincount(labels, minlength=classes)  # that have it
-        shared = torch.ones(classes, dtype=torch.bool)
-        while True:
-            rank = torch.full((len(values),), torch.iinfo(torch.int64).max)
-            use = shared[labels]
-            key = images[labels] * classes + labels
-            rank = rank.scatter_reduce(0, rows[use], key[use], "amin")
-            kinds = torch.where(rank == torch.iinfo(torch.int64).max, classes, rank % classes)
-            alone = torch.bincount(kinds, minlength=classes + 1)[:classes] == 1
-            if not alone.any():
-                break
-            shared &= ~alone
-        counts = torch.bincount(kinds)
-        if len(counts) > classes and counts[classes] == 1:  # joins the most common
-            kinds[kinds == classes] = counts.argmax()
-        return kinds
+        return rarest_class(rows, labels, len(values), len(self.names))
 
     def stratum(self, number: int) -> str:
         return f"class {self.names[number]!r}" if number < len(self.names) else "other images"

@@ -75,7 +75,8 @@ class Source:
 
     def targets(self) -> Any:
         """What is to be predicted for each row, as `target.values` gives it: int64 `(N,)` of
-        `Classes`, N strings of `Transcripts`, N dicts of `Boxes` and `Masks`, None of `NoTarget`.
+        `Classes`, float32 `(N, K)` of `Labels`, N strings of `Transcripts`, N dicts of `Boxes` and
+        `Masks`, None of `NoTarget`.
 
         Raises:
             InputError: a row whose cell is no such target.

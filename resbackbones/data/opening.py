@@ -157,9 +157,9 @@ def open_splits(
     Without a validation split, about 10 % of train become one, the same rows on every machine.
     Where the rows name ten or more groups (speakers), no group stands on both sides; a row that
     names none is a group of its own. Classes keep their shares, and each has at least one item on
-    either side; without classes a hash of the row's number decides. Of boxes, the rarest class in
-    an image counts. A test split without a single label (hidden ones are -1 on the Hub) is left
-    out, with a warning.
+    either side; without classes a hash of the row's number decides. Where an item has several
+    classes (`Labels`, `Boxes`) its rarest one counts. A test split without a single label (hidden
+    ones are -1 on the Hub) is left out, with a warning.
 
     Args:
         where, columns, target, kind, separator, encoding, group_pattern: as for `open_dataset`; the
@@ -404,8 +404,8 @@ def _grouped_by_name(source: Source, opened: Opened, pattern: str) -> Source:
 
 
 def _is_unlabelled(dataset: "Dataset", train: Source) -> bool:
-    """Whether nothing is told of what is to be predicted: no such column, or every cell missing or
-    -1, as the Hub hides the labels of a test split."""
+    """Whether nothing is told of what is to be predicted: no such column, or every cell missing,
+    empty or -1, as the Hub hides the labels of a test split."""
     if not train.target.role or not len(dataset):
         return False
     column = train.columns[train.target.role]
@@ -413,4 +413,4 @@ def _is_unlabelled(dataset: "Dataset", train: Source) -> bool:
         return True
     if train.target.encoded:
         return all(cell is None for cell in Cells(dataset, column))
-    return all(cell is None or cell == -1 for cell in plain_values(dataset, column))
+    return all(cell in (None, -1, [], [-1]) for cell in plain_values(dataset, column))

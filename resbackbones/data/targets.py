@@ -225,6 +225,9 @@ class Classes(Target):
             return f"has no label in column {column.name!r}"
         cell = _whole(cell)
         given = f"has the label {cell!r} in column {column.name!r}"
+        if isinstance(cell, list):
+            more = "where items have any number of classes give `Labels()` (--multi-label)"
+            return f"{given}, a list; {more}"
         if not isinstance(cell, int | str):
             return f"{given}, neither a name nor a whole number"
         known = ", ".join(map(repr, self.names[:12])) + ", …" * (len(self.names) > 12)
@@ -248,6 +251,38 @@ def learn_names(told: tuple[str, ...], train: Column) -> tuple[tuple[str, ...], 
     if names := told or train.listed:
         return names, bool(cells) and isinstance(cells[0], int)
     return tuple(str(cell) for cell in sorted(set(cells))), False
+
+
+def rarest_class(rows: Tensor, labels: Tensor, count: int, classes: int) -> Tensor:
+    """The kind of each of `count` rows that have any number of classes, int64 `(count,)`: its class
+    that the fewest rows have, as far as two rows or more are of that kind; else `classes`. So each
+    class that can be is likely on both sides of a split.
+
+    Args:
+        rows, labels: each label's row and class, int64 `(M,)`.
+
+    >>> rows, labels = torch.tensor([0, 0, 1, 1, 2, 3]), torch.tensor([0, 1, 0, 1, 0, 0])
+    >>> rarest_class(rows, labels, 6, 2)
+    tensor([1, 1, 0, 0, 2, 2])
+    """
+    pairs = torch.unique(rows * classes + labels)  # every class of a row once
+    rows, labels = pairs // classes, pairs % classes
+    having = torch.bincount(labels, minlength=classes)  # rows
+    nothing = torch.iinfo(torch.int64).max
+    shared = torch.ones(classes, dtype=torch.bool)
+    while True:
+        use = shared[labels]
+        key = having[labels] * classes + labels
+        rank = torch.full((count,), nothing).scatter_reduce(0, rows[use], key[use], "amin")
+        kinds = torch.where(rank == nothing, classes, rank % classes)
+        alone = torch.bincount(kinds, minlength=classes + 1)[:classes] == 1
+        if not alone.any():
+            break
+        shared &= ~alone
+    counts = torch.bincount(kinds)
+    if len(counts) > classes and counts[classes] == 1:  # joins the most common
+        kinds[kinds == classes] = counts.argmax()
+    return kinds
 
 
 @dataclass(frozen=True)

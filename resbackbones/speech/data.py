@@ -35,7 +35,7 @@ class AudioItems(Items):
         device: where the clips' powers live and are augmented.
 
     Attributes:
-        labels: int64 `(N,)`.
+        labels: int64 `(N,)`; of `Labels` float32 `(N, K)`.
         lengths: frames of each clip, int64 `(N,)` on the CPU, where a batch's size is read without
             waiting for a GPU.
         rows: row of each item in the source.
@@ -119,9 +119,9 @@ class AudioItems(Items):
         return len(self.rows)
 
     def __getitems__(self, rows: Sequence[int]) -> dict[str, Tensor]:
-        """`input_features` `(B, F, T)`, padded to the longest clip, `labels`, `(B,)` or, mixed,
-        `(B, K)`; and `attention_mask` `(B, T)` where clips differ in length: without one the model
-        is spared all masking."""
+        """`input_features` `(B, F, T)`, padded to the longest clip, `labels`, `(B,)` or, mixed
+        or of `Labels`, `(B, K)`; and `attention_mask` `(B, T)` where clips differ in length:
+        without one the model is spared all masking."""
         index, options = torch.as_tensor(rows), self.augment
         labels, frames = self.labels[index.to(self.device)], self.lengths[index]
         if options is None:

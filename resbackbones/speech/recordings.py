@@ -38,7 +38,7 @@ class Clips:
     Attributes:
         waveforms: int16 `(samples,)` each, one channel.
         sampling_rate: in Hz.
-        labels: int64 `(N,)`.
+        labels: int64 `(N,)`; of `Labels` float32 `(N, K)`.
         names: of the labels.
         rows: row of each clip in its source.
         skipped: the bad recordings left out, "name: reason".

@@ -28,7 +28,7 @@ class TextItems(Items):
             them in `skipped`.
 
     Attributes:
-        labels: int64 `(N,)`.
+        labels: int64 `(N,)`; of `Labels` float32 `(N, K)`.
         lengths: tokens of each text, int64 `(N,)`.
         rows: row of each item in the source.
         skipped: the bad ones, "name: reason".
@@ -83,7 +83,7 @@ class TextItems(Items):
 
     def __getitems__(self, rows: Sequence[int]) -> dict[str, Tensor]:
         """`input_ids` and `attention_mask` `(B, T)`, `ngram_ids` `(B, T, N)` where the tokenizer
-        gives them, and `labels` `(B,)`."""
+        gives them, and `labels`, `(B,)` or, of `Labels`, `(B, K)`."""
         index = torch.as_tensor(rows)
         size = max(1, int(self.lengths[index].max()))
         mask = valid_mask(self.lengths[index], size)

@@ -37,7 +37,7 @@ class ImageItems(Items):
 
     Attributes:
         source: the rows that are items, in their order.
-        labels: int64 `(N,)`.
+        labels: int64 `(N,)`; of `Labels` float32 `(N, K)`.
         rows: each item's row in the source as given.
         skipped: the damaged ones, "name: reason".
 
@@ -115,7 +115,8 @@ class ImageItems(Items):
         return len(self.labels)
 
     def __getitems__(self, rows: Sequence[int]) -> dict[str, Tensor]:
-        """`pixel_values` `(B, C, H, W)` and `labels`, `(B,)` or, mixed, `(B, K)`."""
+        """`pixel_values` `(B, C, H, W)` and `labels`, `(B,)` or, mixed or of
+        `Labels`, `(B, K)`."""
         pixels, labels = self._load(rows)
         if self.augment is None:
             return {"pixel_values": self.processor.scale(pixels), "labels": labels}

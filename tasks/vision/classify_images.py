@@ -17,15 +17,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from resbackbones.classifier import MULTI_LABEL
 from resbackbones.core.zoo import resolve
-from resbackbones.data import Source
+from resbackbones.data import Classes, Labels, Source, Target
+from resbackbones.errors import InputError
 from resbackbones.train.options import Kind, Schedule
-from resbackbones.vision import (
-    Augment,
-    ImageItems,
-    ResidualImageProcessor,
-    choose_size,
-)
+from resbackbones.vision import Augment, ImageItems, ResidualImageProcessor, choose_size
 from resbackbones.vision import ResidualForImageClassification as Model
 from resbackbones.vision.images import choose_channels, open_image
 from tasks._recipe import Experiment, Recipe, Spec, Task, each
@@ -41,6 +38,10 @@ class Config(Recipe):
     """3 for colour, 1 for grey (as the images are)."""
     image_size: int | None = None
     """Height and width in pixels that images are brought to (chosen from the data, and said)."""
+    multi_label: bool = False
+    """An image has any number of classes: a cell of --label-column is a list or a text of them."""
+    label_separator: str | None = None
+    """What stands between the classes in such a text, as "|" (found, and said)."""
     augment: bool = True
     """Vary training images: left and right, and place."""
     shift: float = 1 / 16
@@ -59,17 +60,29 @@ class Config(Recipe):
     weight_decay: float = 5e-4
     label_smoothing: float = 0.1
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.label_separator is not None and not (self.multi_label or self.evaluate):
+            raise InputError("--label-separator is for --multi-label; give both, or neither")
+        if self.multi_label and self.metric == "accuracy":  # which its metric does not have
+            object.__setattr__(self, "metric", "mean_average_precision")
+
+    def open_alone(self, kind: str, target: Target) -> Source:
+        if isinstance(target, Labels):
+            target = replace(target, separator=self.label_separator)
+        return super().open_alone(kind, target)
+
 
 def experiment(config: Config) -> Experiment:
     spec = resolve(config.spec, skip=config.skip)
-    splits = config.open("image")
+    many = config.multi_label
+    splits = config.open("image", Labels(separator=config.label_separator) if many else Classes())
     channels = config.channels or choose_channels(splits.train)
     size, said = choose_size(splits.train, config.image_size)
     processor = ResidualImageProcessor(num_channels=channels, size=size)
     names = splits.train.target.names
-    build = partial(
-        Model.build, replace(spec, in_channels=channels), labels=names, processor=processor
-    )
+    spec, problem = replace(spec, in_channels=channels), MULTI_LABEL if many else None
+    build = partial(Model.build, spec, labels=names, processor=processor, problem_type=problem)
     build()  # what does not fit together is told before the images are read
     train, validation, test = each(splits, lambda part: items(config, part, processor))
     if config.augment:

@@ -23,6 +23,7 @@ from resbackbones.vision import BoxAugment, BoxItems, choose_resolution
 from resbackbones.vision import ResidualDetectionProcessor as Processor
 from resbackbones.vision import ResidualForObjectDetection as Model
 from resbackbones.vision.images import choose_channels, open_image
+from tasks._classes import names_of
 from tasks._recipe import Experiment, Recipe, Spec, Task, each
 from tasks._using import run
 from tasks.vision._windows import baseline
@@ -111,7 +112,7 @@ draw_boxes(image, model.predict(image)).save("found.png")
 """
 TASK = Task(
     "detect_objects", "image", Config, experiment, items, Model, read, USE,
-    figures=("ap50", "map", "ap75"), target=Boxes, answer=answer,
+    figures=("ap50", "map", "ap75"), target=lambda model: Boxes(names_of(model)), answer=answer,
 )  # fmt: skip
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from resbackbones.vision import DeepLabV3Plus, MaskAugment, MaskItems, ResidualI
 from resbackbones.vision import ResidualForSemanticSegmentation as Model
 from resbackbones.vision.images import choose_channels, open_image
 from resbackbones.vision.masks import choose_shorter_side, class_weights, pixel_counts
+from tasks._classes import names_of
 from tasks._recipe import Experiment, Recipe, Spec, Task, each
 from tasks._using import run
 from tasks.vision._pixels import baseline, name_shares
@@ -108,7 +109,7 @@ draw_masks(image, classes, list(model.config.id2label.values())).save("classes.p
 FIGURES = ("mean_iou", "mean_dice", "pixel_accuracy")
 TASK = Task(
     *("segment_images", "image", Config, experiment, items, Model, read, USE, FIGURES),
-    target=Masks,
+    target=lambda model: Masks(names_of(model)),
     answer=name_shares,
 )
 

@@ -197,3 +197,15 @@ def test_the_fingerprint_tells_what_is_heard_from_what() -> None:
     source = open_dataset(Dataset.from_dict({"text": ["a", "b"], "label": ["no", "yes"]}))
     of_source = AudioItems(replace(given, source=source), extractor)
     assert of_source.source is source and of_source.fingerprint() != made[0].fingerprint()
+
+
+def test_any_number_of_classes_per_clip() -> None:
+    labels = torch.tensor([[1.0, 1.0], [0.0, 0.0]])
+    given = replace(clips(1600, 1600), labels=labels)
+    items = AudioItems(given, ResidualFeatureExtractor())
+    assert torch.equal(items.__getitems__([1, 0])["labels"], labels.flip(0))
+    items = AudioItems(given, ResidualFeatureExtractor(), replace(OFF, mixup=0.5))
+    share = items.draws(range(2), 34)[:, -2] * 0.5
+    partners = (items.draws(range(2), 34)[:, -1] * 2).long()
+    expected = torch.lerp(labels, labels[partners], share.unsqueeze(1))
+    assert torch.equal(items.__getitems__([0, 1])["labels"], expected)

@@ -20,6 +20,8 @@ from safetensors.torch import load_file
 from resbackbones.core.layers import Stage, Stem
 from resbackbones.core.spec import BackboneSpec
 from resbackbones.report import load_records
+from resbackbones.vision import ImageItems
+from tasks._running import Stopped
 from tasks._using import begin, run
 from tasks.vision import classify_images
 from tasks.vision.classify_images import TASK
@@ -218,3 +220,100 @@ def test_images_are_named_and_measured(
     (tmp_path / "text.png").write_text("no image")
     error = refused(classify, "--predict", model, image, tmp_path / "text.png")
     assert f"{tmp_path / 'text.png'} cannot be read" in error
+
+
+def test_any_number_of_classes_per_image(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    refused: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    random = np.random.default_rng(0)
+    for split, count in (("train", 32), ("test", 12)):
+        (tmp_path / "tagged" / split).mkdir(parents=True)
+        lines = ["file_name,tags"]
+        for index in range(count):
+            pixels = random.integers(0, 120, (8, 8, 3), dtype=np.uint8)
+            given = [c for c in range(3) if index >> c & 1]
+            pixels[..., given] += 100
+            PIL.Image.fromarray(pixels).save(tmp_path / "tagged" / split / f"{index}.png")
+            lines.append(f"{index}.png,{'|'.join(('red', 'green', 'blue')[c] for c in given)}")
+        lines[1] += "[]"  # of no class
+        lines[9:] = [line + "[]" * line.endswith(",") for line in lines[9:]]
+        (tmp_path / "tagged" / split / "metadata.csv").write_text("\n".join(lines))
+    given = ["--data", "tagged", "--multi-label", *SPEED]
+    classify(*given, "--output", "out", "--epochs", "6", "--record")
+    printed = capsys.readouterr().out
+    assert "classes per item" in " ".join(printed.split()) and "cut at '|'" in printed
+    table = next(line for line in printed.splitlines() if "macro F1" in line)
+    assert [cell.strip() for cell in table.strip("|").split("|")] == [
+        *("", "mean average precision", "macro F1", "micro F1"),
+    ]
+    results = json.loads(Path("out/results.json").read_text())
+    net, simple = results["seed 0"], results["PCA + SVC"]
+    assert set(net["metrics"]) == {"mean_average_precision", "macro_f1", "micro_f1", "loss"}
+    assert "confusion" not in net and set(net["per_class"]) == {"red", "green", "blue"}
+    assert simple["metrics"]["mean_average_precision"] > 0.9
+    (record,) = load_records("results")
+    assert record.metric == "mean_average_precision"
+    assert record.values == [pytest.approx(net["metrics"]["mean_average_precision"])]
+    assert record.baseline["value"] == pytest.approx(simple["metrics"]["mean_average_precision"])
+
+    model = Path("out/seed-0/model")
+    config = json.loads((model / "config.json").read_text())
+    assert config["problem_type"] == "multi_label_classification"
+    classify("--evaluate", model, "--data", "tagged")  # the model knows that there are many
+    printed = capsys.readouterr().out
+    shown = f"{100 * net['metrics']['mean_average_precision']:.1f} %"
+    assert "on 12 items of tagged [test]" in printed and shown in printed
+    classify("--predict", model, "tagged/test/3.png")
+    (answer,) = re.findall(r"tagged/test/3.png \|(.*)", capsys.readouterr().out)
+    scores = [float(score) for score in re.findall(r"([\d.]+) %", answer)]
+    assert len(scores) == 3 and abs(sum(scores) - 100) > 1  # each class stands for itself
+
+    other = classify_images.Config(data="tagged", multi_label=True, metric="macro_f1")
+    assert other.metric == "macro_f1"
+    error = refused(classify, "--data", "tagged", "--label-separator", ";")
+    assert "--label-separator is for --multi-label" in error
+
+
+def test_images_grow_and_a_stopped_run_goes_on_exactly(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sides: list[int] = []
+    load = ImageItems.__getitems__
+    stop_at = 0
+
+    def seen(items: ImageItems, rows: Any) -> Any:
+        batch = load(items, rows)
+        if items.augment is not None and len(rows) > 1:
+            sides.append(batch["pixel_values"].shape[-1])
+            if len(sides) == stop_at:
+                raise Stopped(15)
+        return batch
+
+    monkeypatch.setattr(ImageItems, "__getitems__", seen)
+    given = ["--data", pictures, *SPEED, "--epochs", "4", "--start", "0.5", "--growth", "2"]
+    given += ["--image-size", "16", "--shift", "0.1"]
+    classify(*given, "--output", tmp_path / "whole")
+    whole = list(sides)
+    per_epoch = len(whole) // 4
+    assert [whole[epoch * per_epoch] for epoch in range(4)] == [8, 12, 16, 16]
+    for epoch in range(4):
+        assert len(set(whole[epoch * per_epoch : (epoch + 1) * per_epoch])) == 1
+
+    sides.clear()
+    stop_at = per_epoch + 1  # in the second epoch
+    with pytest.raises(SystemExit):
+        classify(*given, "--output", tmp_path / "cut")
+    stop_at = 0
+    sides.clear()
+    classify(*given, "--output", tmp_path / "cut", "--resume")
+    assert sides == whole[per_epoch:]
+    weights = [
+        tmp_path / run / "seed-0" / "model" / "model.safetensors" for run in ("whole", "cut")
+    ]
+    first, second = map(load_file, weights)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Value
 
-from resbackbones.data import Source, open_dataset
+from resbackbones.data import Labels, Source, open_dataset
 from resbackbones.errors import InputError
 from resbackbones.text import Ngrams, TextItems, train_tokenizer
 
@@ -91,3 +91,11 @@ def test_foreign_tokenizers_may_give_an_empty_text_no_token() -> None:
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A", special_tokens=[])
     batch = TextItems(source_of([*TEXTS]), tokenizer).__getitems__([1])
     assert batch["input_ids"].tolist() == [[0]] and batch["attention_mask"].tolist() == [[0]]
+
+
+def test_any_number_of_classes_per_text() -> None:
+    rows = Dataset.from_dict({"text": TEXTS[2:], "tags": ["a|b", "[]", "b"]})
+    items = TextItems(open_dataset(rows, target=Labels()), TOKENIZERS["word"])
+    batch = items.__getitems__([2, 1, 0])
+    assert batch["labels"].tolist() == [[0, 1], [0, 0], [1, 1]]
+    assert batch["labels"].dtype == torch.float32

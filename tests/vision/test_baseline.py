@@ -8,7 +8,8 @@ import PIL.Image
 import pytest
 import torch
 
-from resbackbones.data import open_dataset
+from resbackbones.data import Labels, open_dataset
+from resbackbones.metrics import MultiLabel
 from resbackbones.vision import Augment, ImageItems, ResidualImageProcessor
 from tasks.vision import _baseline
 from tasks.vision._baseline import baseline
@@ -79,3 +80,27 @@ def test_large_images_are_averaged() -> None:
 def test_a_handful_of_images() -> None:
     _, confusion = baseline(drawn(6, 0), drawn(3, 1), drawn(3, 2))
     assert confusion.counts.sum() == 3
+
+
+def tagged(count: int, seed: int) -> ImageItems:
+    """The same pictures, whose classes are what they are, that they are no ring, and "all"."""
+    items = drawn(count, seed)
+    tags = [[NAMES[k], "all", *(["line"] * (k < 2))] for k in items.labels.tolist()]
+    rows = items.source.dataset.remove_columns("label").add_column("tags", tags)
+    return ImageItems(open_dataset(rows, target=Labels()), ResidualImageProcessor(num_channels=1))
+
+
+@pytest.mark.parametrize(
+    ("most", "name"), [(1000, "PCA + SVC"), (100, "PCA + RBF features + ridge")]
+)
+def test_each_of_many_classes_is_told_from_the_rest(
+    most: int, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_baseline, "MOST", most)
+    monkeypatch.setattr(_baseline, "COMPONENTS", 8)
+    found, metric = baseline(tagged(150, 0), tagged(60, 1), tagged(60, 2))
+    assert found == name and isinstance(metric, MultiLabel)
+    assert metric.names == ("across", "all", "down", "line", "ring")
+    figures = metric.compute()
+    assert figures["mean_average_precision"] > 0.9 and figures["micro_f1"] > 0.85
+    assert metric.per_class()["all"]["recall"] == 1 and "loss" not in figures

@@ -13,7 +13,8 @@ import torch
 from torch.utils.data import DataLoader
 
 import resbackbones as rb
-from resbackbones.data import Source, open_dataset
+from resbackbones.classifier import MULTI_LABEL
+from resbackbones.data import Labels, Source, open_dataset
 from resbackbones.vision import Augment, ImageItems, ResidualImageProcessor, choose_size
 from tests.vision.helpers import images, pil, source_of
 
@@ -135,3 +136,27 @@ def test_threads_are_kept_and_every_process_has_its_own() -> None:
     )  # fmt: skip
     found = torch.cat([batch["pixel_values"] for batch in loader])
     assert torch.equal(found, expected["pixel_values"])
+
+
+@pytest.mark.parametrize("memory", [1 << 30, 0], ids=["in memory", "by the batch"])
+def test_any_number_of_classes_per_image(memory: int) -> None:
+    rows = images().dataset.remove_columns("label")
+    tags = [["a", "b"], [], ["c"], ["a"]] * 3
+    source = open_dataset(rows.add_column("tags", tags), target=Labels())
+    items = ImageItems(source, GREY, memory=memory)
+    assert items.num_classes == 3 and items.labels.shape == (12, 3)
+    batch = items.__getitems__([5, 4, 2])
+    assert batch["labels"].tolist() == [[0, 0, 0], [1, 1, 0], [0, 0, 1]]
+    assert batch["labels"].dtype == torch.float32
+    plain = items.fingerprint()
+    for mix in ({"mixup": 0.4}, {"cutmix": 1.0}):
+        items.augment = Augment(**mix)
+        labels = items.__getitems__(range(12))["labels"]
+        assert labels.min() >= 0 and labels.max() <= 1
+        shared = (labels > 0) & (labels < 1)  # some took a share of another image's classes
+        assert shared.any() and labels.shape == (12, 3)
+        assert items.fingerprint() != plain
+    model = rb.vision.ResidualForImageClassification.build(
+        "resnet20", labels=source.target.names, problem_type=MULTI_LABEL, in_channels=1
+    )
+    assert model(**items.__getitems__(range(12))).loss.isfinite()
