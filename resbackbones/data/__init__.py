@@ -4,7 +4,7 @@ open_dataset(where)   one split: its rows, which column is what, what is to be p
 open_splits(where)    train, validation and test; without a validation split, 10 % of train
 Classes, Labels, Boxes, Masks, Transcripts, NoTarget   what is to be predicted
 Target, Column        base of others; what it reads
-read(source, decode)  every item decoded, the bad ones named
+read(source, decode)  every item decoded, the bad ones named; Rereader decodes some again
 Items                 base of the wings' data sets: a whole batch in one call
 Shuffled, Bucketed, InOrder   which rows make a batch: drawn, by length and budget, each once
 Stream(shards, …)     Parquet and tar files larger than memory, as whole batches
@@ -17,7 +17,7 @@ from resbackbones.data.items import Items, draws, mixed_labels
 from resbackbones.data.labels import Labels
 from resbackbones.data.masks import IGNORED, Masks, open_mask
 from resbackbones.data.opening import open_dataset, open_splits
-from resbackbones.data.reading import Read, read
+from resbackbones.data.reading import Read, Rereader, read
 from resbackbones.data.shards import BadSample, Stream
 from resbackbones.data.splits import Splits, joined, speaker_leak
 from resbackbones.data.targets import Classes, Column, NoTarget, Target, Transcripts
@@ -36,6 +36,7 @@ __all__ = [
     "Masks",
     "NoTarget",
     "Read",
+    "Rereader",
     "Shuffled",
     "Source",
     "Splits",

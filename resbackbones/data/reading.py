@@ -1,10 +1,10 @@
-"""`read`: every item of a source decoded in threads, the bad ones named."""
+"""`read`: every item of a source decoded in threads, the bad ones named; `Rereader`: some again."""
 
 import math
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -100,6 +100,58 @@ def read(
             f"({found.skipped[0]}); check the files and the input column (--input-column)"
         )
     return found
+
+
+class Rereader:
+    """Rows of a source decoded anew, batch by batch, where memory does not hold what `read` gave.
+
+    Args:
+        source: the rows, all of which `read` could decode.
+        decode: from the cells of a row's columns, one argument each, to an item.
+        roles: of these columns.
+
+    >>> from datasets import Dataset
+    >>> from resbackbones.data import open_dataset
+    >>> source = open_dataset(Dataset.from_dict({"text": ["a", "b"], "label": [0, 1]}))
+    >>> Rereader(source, str.upper)([1, 0])
+    ['B', 'A']
+    """
+
+    def __init__(
+        self, source: Source, decode: Callable[..., Any], roles: Sequence[str] = ("input",)
+    ) -> None:
+        self.source, self.decode = source, decode
+        self._columns = [source.columns[role] for role in roles]
+        self._encoded = source.dataset.select_columns(self._columns).with_format("arrow")
+        self._pool: tuple[int, ThreadPoolExecutor | None] = (0, None)
+
+    def __call__(self, rows: Sequence[int]) -> list[Any]:
+        """The items of some rows, in this order.
+
+        Raises:
+            InputError: a file that is not there any more, or is damaged by now.
+        """
+        table = self._encoded[list(rows)]
+        cells = zip(*(table[name].to_pylist() for name in self._columns), strict=True)
+        done = [self.threads().submit(self.decode, *values) for values in cells]
+        for row, one in zip(rows, done, strict=True):
+            if isinstance(error := one.exception(), OSError):
+                raise InputError(
+                    f"{self.source.row_name(row)} could be read before, but cannot be read now "
+                    f"({error}); leave the files as they are during a run"
+                ) from error
+        return [one.result() for one in done]
+
+    def threads(self) -> ThreadPoolExecutor:
+        """Threads that decode, kept from batch to batch; a forked process begins its own."""
+        process, pool = self._pool
+        if pool is None or process != os.getpid():
+            pool = ThreadPoolExecutor(torch.get_num_threads())
+            self._pool = os.getpid(), pool
+        return pool
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_pool": (0, None)}
 
 
 def check_on_bad(on_bad: str) -> None:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from resbackbones.data import Boxes, Items, Source, read
+from resbackbones.data import Boxes, Items, Rereader, Source, read
 from resbackbones.errors import InputError
 from resbackbones.vision.augment import jittered
 from resbackbones.vision.detector import ResidualDetectionProcessor
@@ -119,6 +118,7 @@ class BoxItems(Items):
         found = read(source, decoded, on_bad)
         self.rows, self.skipped = found.rows, found.skipped
         self.source = source.select(self.rows) if self.skipped else source
+        self.reread = Rereader(self.source, self._decode)
         # A part of them in memory would only save a part of the decoding.
         self._pixels = [pixels for *_, pixels in found.items] if left >= 0 else []
         self.sizes = [fitted for _, fitted, _ in found.items]
@@ -193,17 +193,7 @@ class BoxItems(Items):
         """Pixels `(C, H, W)`, uint8, of some rows."""
         if self._pixels:
             return [self._pixels[row] for row in rows]
-        inputs = self.source.dataset.select_columns([self.source.columns["input"]])
-        values = inputs.with_format("arrow")[list(rows)].column(0).to_pylist()
-        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            done = [pool.submit(self._decode, value) for value in values]
-        for row, one in zip(rows, done, strict=True):
-            if isinstance(error := one.exception(), OSError):
-                raise InputError(
-                    f"{self.source.row_name(row)} could be read before, but cannot be read now "
-                    f"({error}); leave the files as they are during a run"
-                ) from error
-        return [one.result()[1].to(self.device) for one in done]
+        return [pixels.to(self.device) for _, pixels in self.reread(rows)]
 
 
 def choose_resolution(

@@ -5,15 +5,13 @@ are kept, which makes a batch one gather; larger sets are decoded again batch by
 """
 
 import itertools
-import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from resbackbones.data import Items, Source, mixed_labels, read
+from resbackbones.data import Items, Rereader, Source, mixed_labels, read
 from resbackbones.errors import InputError
 from resbackbones.vision.augment import DRAWS, PARTNER, Augment, augmented, mixed
 from resbackbones.vision.images import open_image
@@ -58,7 +56,6 @@ class ImageItems(Items):
         memory: int = 4 << 30,
     ) -> None:
         super().__init__(seed)
-        self._pool: tuple[int, ThreadPoolExecutor | None] = (0, None)
         self.processor, self.augment, self.device = processor, augment, torch.device(device)
         self.num_classes = len(source.target.names)
         first = self._first(source, on_bad)
@@ -91,8 +88,7 @@ class ImageItems(Items):
         if self.pixels is not None:
             self.pixels = self.pixels.to(self.device)
             self._places = torch.tensor([place for place, _ in found.items], device=self.device)
-        inputs = self.source.dataset.select_columns([self.source.columns["input"]])
-        self._encoded = inputs.with_format("arrow")
+        self.reread = Rereader(self.source, self._decode)
 
     def _parts(self) -> Iterator[bytes | str]:
         yield from super()._parts()
@@ -143,28 +139,7 @@ class ImageItems(Items):
         if self.pixels is not None:
             # Whole images lie together, which this copies ten times as fast as an index does.
             return self.pixels.index_select(0, self._places.index_select(0, index)), labels
-        rows = index.tolist()
-        values = self._encoded[rows].column(0).to_pylist()
-        decoded = [self._threads().submit(self._decode, value) for value in values]
-        for row, one in zip(rows, decoded, strict=True):
-            if isinstance(error := one.exception(), OSError):
-                raise InputError(
-                    f"{self.source.row_name(row)} could be read before, but cannot be read now "
-                    f"({error}); leave the files as they are during a run"
-                ) from error
-        pixels = torch.stack([one.result() for one in decoded])
-        return pixels.to(self.device), labels
-
-    def _threads(self) -> ThreadPoolExecutor:
-        """Threads that decode, kept from batch to batch; a forked process begins its own."""
-        process, pool = self._pool
-        if pool is None or process != os.getpid():
-            pool = ThreadPoolExecutor(torch.get_num_threads())
-            self._pool = os.getpid(), pool
-        return pool
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_pool": (0, None)}
+        return torch.stack(self.reread(index.tolist())).to(self.device), labels
 
 
 __all__: Sequence[str] = ("ImageItems",)

@@ -8,7 +8,6 @@ places, the image between pixels and the mask at the nearest one.
 import colorsys
 import math
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from resbackbones.data import IGNORED, Items, Masks, Source, read
+from resbackbones.data import IGNORED, Items, Masks, Rereader, Source, read
 from resbackbones.errors import InputError
 from resbackbones.vision.augment import jittered
 from resbackbones.vision.images import header_size, looked_at, open_image
@@ -154,6 +153,7 @@ class MaskItems(Items):
         if left < 0:  # a part would only save a part of the decoding
             self._pixels, self._masks = [], []
         self.source = source.select(self.rows) if self.skipped else source
+        self.reread = Rereader(self.source, self._decode, ("input", "mask"))
 
     def _parts(self) -> Iterator[bytes | str]:
         yield from super()._parts()
@@ -197,23 +197,19 @@ class MaskItems(Items):
     def _mask(self, value: Any) -> Tensor:
         return torch.from_numpy(self._target.decode(value))
 
+    def _decode(self, image: Any, mask: Any) -> tuple[Tensor, Tensor]:
+        """An image's pixels as the processor fits them, and its mask."""
+        pixels = self.processor.process_image(open_image(image))
+        return self.processor.fit(pixels), self._mask(mask)
+
     def _load(self, rows: Sequence[int]) -> tuple[list[Any], list[Any]]:
         """Pixels `(C, H, W)` and masks `(H', W')`, uint8, of some rows."""
         rows = torch.as_tensor(rows).tolist()
         if self._pixels:
             return [self._pixels[row] for row in rows], [self._masks[row] for row in rows]
 
-        def decoded(row: int) -> tuple[Tensor, Tensor]:
-            cells = self.source.dataset.select_columns(
-                [self.source.columns["input"], self.source.columns["mask"]]
-            ).with_format("arrow")[[row]]
-            value, mask = (column.to_pylist()[0] for column in cells.columns)
-            pixels = self.processor.fit(self.processor.process_image(open_image(value)))
-            return pixels.to(self.device), self._mask(mask).to(self.device)
-
-        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            done = list(pool.map(decoded, rows))
-        return [pixels for pixels, _ in done], [mask for _, mask in done]
+        done = self.reread(rows)
+        return [pixels.to(self.device) for pixels, _ in done], [m.to(self.device) for _, m in done]
 
 
 def varied(

@@ -122,11 +122,11 @@ def test_a_fingerprint_is_of_whatever_makes_the_batches() -> None:
 def test_threads_are_kept_and_every_process_has_its_own() -> None:
     items = ImageItems(images(), GREY, memory=0)
     expected = items.__getitems__(list(range(12)))
-    pool = items._threads()
+    pool = items.reread.threads()
     items.__getitems__([1])
-    assert items._threads() is pool
+    assert items.reread.threads() is pool
     again = pickle.loads(pickle.dumps(items))
-    assert again._pool == (0, None)
+    assert again.reread._pool == (0, None)
     assert torch.equal(again.__getitems__([3])["pixel_values"], expected["pixel_values"][3:4])
     # A fork has the pool, and none of its threads: it would wait for ever.
     context = multiprocessing.get_context("fork")

@@ -79,6 +79,25 @@ def test_what_is_not_kept_is_decoded_again() -> None:
     assert torch.equal(pixel_counts(kept), pixel_counts(not_kept))
 
 
+def test_a_mask_that_goes_away_is_named(tmp_path: Path) -> None:
+    image, mask = scene(0)
+    for number in range(2):
+        PIL.Image.fromarray(image.astype(np.uint8)).save(tmp_path / f"{number}.png")
+        PIL.Image.fromarray(mask.astype(np.uint8)).save(tmp_path / f"mask{number}.png")
+    columns = {
+        "image": [{"bytes": None, "path": str(tmp_path / f"{n}.png")} for n in range(2)],
+        "mask": [{"bytes": None, "path": str(tmp_path / f"mask{n}.png")} for n in range(2)],
+    }
+    kind = datasets.Image(decode=False)
+    given = datasets.Dataset.from_dict(columns, datasets.Features(image=kind, mask=kind))
+    source = open_dataset(given, target=Masks(("a", "b", "c"), ignore=9))
+    items = MaskItems(source, KEEP, memory=0)
+    (tmp_path / "mask1.png").unlink()
+    items.__getitems__([0])
+    with pytest.raises(rb.InputError, match=r"1\.png could be read before, but cannot be read now"):
+        items.__getitems__([1])
+
+
 @settings(max_examples=20)
 @given(
     height=st.integers(5, 40),
