@@ -1,7 +1,6 @@
 """What all detectors share: images of several sizes in, names and boxes in their own pixels out."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -11,14 +10,17 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image
 from transformers import BatchFeature
 
 from resbackbones.core.backbone import modes_kept
-from resbackbones.data.paths import reason
 from resbackbones.errors import InputError
 from resbackbones.metrics import items
 from resbackbones.pretrained import ResidualPreTrainedModel
 from resbackbones.vision.boxes import select
-from resbackbones.vision.images import open_image
+from resbackbones.vision.images import read_image
 from resbackbones.vision.metrics import AveragePrecision
-from resbackbones.vision.processor import ResidualImageProcessor, with_channels
+from resbackbones.vision.processor import (
+    ResidualImageProcessor,
+    check_channels,
+    with_channels,
+)
 from resbackbones.vision.pyramid import Pyramid
 
 
@@ -118,17 +120,12 @@ class Detector(ResidualPreTrainedModel):
         Raises:
             InputError: one of another number of channels, or of no detector.
         """
-        takes = self.backbone.spec.in_channels
         if not isinstance(processor, ResidualDetectionProcessor):
             raise InputError(
                 f"a detector takes a ResidualDetectionProcessor, not a {type(processor).__name__}; "
                 "make one of the same options"
             )
-        if processor.num_channels != takes:
-            raise InputError(
-                f"the processor makes {processor.num_channels} channels, but the backbone takes "
-                f"{takes}; build with in_channels={processor.num_channels}"
-            )
+        check_channels(processor, self.backbone.spec.in_channels)
 
     def levels(self, x: Tensor) -> list[Tensor]:
         """The pyramid's levels of images without padding, filled up to multiples of its divisor.
@@ -197,15 +194,14 @@ class Detector(ResidualPreTrainedModel):
         Raises:
             InputError: what is no image, or the model has no processor.
         """
-        if self.processor is None:
-            raise InputError("this model has no processor to read images with; set model.processor")
         if not isinstance(images, list | tuple):
             return self.predict([images], threshold)[0]
         found = []
         with modes_kept(self):
             self.eval()
             for start in range(0, len(images), batch_size):
-                some = with_channels([_read(image) for image in images[start : start + batch_size]])
+                given = images[start : start + batch_size]
+                some = with_channels([read_image(image, self.processor) for image in given])
                 pixels = [self.processor.process_image(image) for image in some]
                 batch = self.processor.batch([self.processor.fit(image) for image in pixels])
                 output = self(**{name: value.to(self.device) for name, value in batch.items()})
@@ -249,16 +245,6 @@ def rectangles(sizes: Tensor, x: Tensor) -> Tensor:
         for side, size in zip(x.shape[2:], sizes.unbind(1), strict=True)
     )
     return high.unsqueeze(2) & wide.unsqueeze(1)
-
-
-def _read(image: Any) -> Any:
-    """An image, of a path the one that lies there."""
-    if not isinstance(image, str | Path):
-        return image
-    try:
-        return open_image({"bytes": None, "path": str(image)})
-    except OSError as error:
-        raise InputError(f"{image} cannot be read ({reason(error)}); give an image file") from error
 
 
 __all__: Sequence[str] = ("Detector", "ResidualDetectionProcessor", "image_sizes")

@@ -12,7 +12,7 @@ from resbackbones.core.backbone import modes_kept
 from resbackbones.core.layers import Layer, per_axis
 from resbackbones.core.spec import BackboneSpec
 from resbackbones.errors import InputError, nearest
-from resbackbones.vision.images import open_image
+from resbackbones.vision.images import open_image, read_image
 from resbackbones.vision.models import ResidualForImageClassification
 from resbackbones.vision.processor import ResidualImageProcessor
 
@@ -51,6 +51,7 @@ def grad_cam(
     stages = len(model.backbone.channels)
     if not -stages <= stage < stages:
         raise InputError(f"the backbone has no stage {stage}; give {-stages} to {stages - 1}")
+    image = read_image(image, model.processor)
     x = model.pixel_values(image).to(model.device, model.dtype)
     with modes_kept(model), torch.enable_grad():
         model.eval()
@@ -63,7 +64,7 @@ def grad_cam(
     heat = functional.relu((weights * features[stage].detach()).sum(1, keepdim=True)).float().cpu()
     heat = heat / heat.max().clamp(min=torch.finfo(heat.dtype).tiny)
     heat = _over_the_input(heat, model.backbone.spec, stage % stages, list(x.shape[2:]))
-    pixels = model.processor.process_image(open_image(image))
+    pixels = model.processor.process_image(image)
     return model.processor.unfit(heat, *pixels.shape[-2:])[0, 0]
 
 

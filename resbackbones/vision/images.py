@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from resbackbones.data import Source, read
+from resbackbones.data.paths import reason
 from resbackbones.errors import InputError
 from resbackbones.vision.processor import as_viewed
 
@@ -38,6 +39,28 @@ def open_image(value: Any) -> Any:
     with _opened(value) as image:
         image.load()  # a truncated file fails here, not later
         return as_viewed(image)
+
+
+def read_image(image: Any, processor: Any) -> Any:
+    """What `open_image` makes of an image that a model is asked about, ready for its processor.
+
+    Raises:
+        InputError: the model has no processor; what cannot be read, named where it is a file.
+    """
+    if processor is None:
+        raise InputError(
+            "this model has no processor to make pixel_values of an image; set model.processor"
+        )
+    name = image if isinstance(image, str | os.PathLike) else "the image"
+    try:
+        image = open_image(image)
+        if isinstance(image, PIL.Image.Image):
+            image.load()
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:  # whatever PIL makes of a broken file
+        raise InputError(f"{name} cannot be read ({reason(error)}); check the file") from error
+    return image
 
 
 def _opened(value: Any) -> PIL.Image.Image:
@@ -127,4 +150,4 @@ def looked_at(source: Source) -> Tensor:
     return torch.linspace(0, len(source) - 1, LOOKED_AT, dtype=torch.float64).long()
 
 
-__all__: Sequence[str] = ("choose_channels", "choose_size", "open_image")
+__all__: Sequence[str] = ("choose_channels", "choose_size", "open_image", "read_image")

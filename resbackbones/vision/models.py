@@ -1,11 +1,9 @@
 """Image models: a 2-D backbone and what makes an answer of its features."""
 
 import itertools
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
-import PIL.Image
 import torch
 from torch import Tensor
 from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
@@ -14,11 +12,10 @@ from resbackbones.classifier import ResidualClassifier, classifier_options
 from resbackbones.core.backbone import modes_kept
 from resbackbones.core.heads import Head
 from resbackbones.core.spec import BackboneSpec
-from resbackbones.data.paths import reason
 from resbackbones.errors import InputError
 from resbackbones.pretrained import ResidualConfig
-from resbackbones.vision.images import open_image
-from resbackbones.vision.processor import ResidualImageProcessor
+from resbackbones.vision.images import read_image
+from resbackbones.vision.processor import ResidualImageProcessor, check_channels
 
 
 class ResidualVisionConfig(ResidualConfig):
@@ -82,12 +79,11 @@ class ResidualForImageClassification(ResidualClassifier):
         model = cls(ResidualVisionConfig(**options))
         channels = model.backbone.spec.in_channels
         model.processor = processor or ResidualImageProcessor(num_channels=channels)
-        if model.processor.num_channels != channels:
-            raise InputError(
-                f"the processor makes {model.processor.num_channels} channels, but the backbone "
-                f"takes {channels}; build with in_channels={model.processor.num_channels}"
-            )
+        model.check_processor(model.processor)
         return model
+
+    def check_processor(self, processor: Any) -> None:
+        check_channels(processor, self.backbone.spec.in_channels)
 
     def forward(
         self, pixel_values: Tensor, labels: Tensor | None = None
@@ -127,6 +123,7 @@ class ResidualForImageClassification(ResidualClassifier):
         Raises:
             InputError: what is no image, or cannot be read, named where it is a file.
 
+        >>> import PIL.Image
         >>> model = ResidualForImageClassification.build("resnet20", labels=["cat", "dog"])
         >>> answers = model.predict(PIL.Image.new("RGB", (32, 32)))
         >>> sorted(answer["label"] for answer in answers)
@@ -154,6 +151,7 @@ class ResidualForImageClassification(ResidualClassifier):
         """What the classes are told by: the pooled feature of each image, float32 `(B, D)`, on the
         model's device, in evaluation mode; arguments and errors as of `predict`.
 
+        >>> import PIL.Image
         >>> model = ResidualForImageClassification.build("resnet20", num_labels=10)
         >>> tuple(model.features([PIL.Image.new("RGB", (32, 32))] * 2).shape)
         (2, 64)
@@ -180,19 +178,7 @@ class ResidualForImageClassification(ResidualClassifier):
         Raises:
             InputError: the model has no processor, or this is no image or cannot be read.
         """
-        if self.processor is None:
-            raise InputError(
-                "this model has no processor to make pixel_values of an image; set model.processor"
-            )
-        name = image if isinstance(image, str | os.PathLike) else "the image"
-        try:
-            image = open_image(image)
-            if isinstance(image, PIL.Image.Image):
-                image.load()
-        except (InputError, MemoryError):
-            raise
-        except Exception as error:  # whatever PIL makes of a broken file
-            raise InputError(f"{name} cannot be read ({reason(error)}); check the file") from error
+        image = read_image(image, self.processor)
         return self.processor(image, return_tensors="pt").pixel_values
 
 

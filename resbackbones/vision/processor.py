@@ -259,6 +259,15 @@ def with_channels(images: Any) -> Any:
     return images[None] if images.ndim == 2 else images
 
 
+def check_channels(processor: ResidualImageProcessor, takes: int) -> None:
+    """Refuse a processor of another number of channels than a backbone takes."""
+    if processor.num_channels != takes:
+        raise InputError(
+            f"the processor makes {processor.num_channels} channels, but the backbone takes "
+            f"{takes}; build with in_channels={processor.num_channels}"
+        )
+
+
 def as_viewed(image: PIL.Image.Image) -> PIL.Image.Image:
     """An image as a viewer shows it: turned as its EXIF orientation says, 16-bit grey as 8-bit.
 

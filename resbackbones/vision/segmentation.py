@@ -1,6 +1,5 @@
 """A class for every pixel: a 2-D backbone, a decoder and a linear map per position."""
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
@@ -21,10 +20,10 @@ from resbackbones.vision.decoders import (
     decoder_to_dict,
     enlarged,
 )
-from resbackbones.vision.images import open_image
+from resbackbones.vision.images import read_image
 from resbackbones.vision.metrics import PixelConfusion, real_pixels
 from resbackbones.vision.models import ResidualVisionConfig
-from resbackbones.vision.processor import ResidualImageProcessor, at_size
+from resbackbones.vision.processor import ResidualImageProcessor, at_size, check_channels
 from resbackbones.vision.tiles import Tiles, reach_of
 
 
@@ -132,12 +131,7 @@ class ResidualForSemanticSegmentation(ResidualPreTrainedModel):
         return model
 
     def check_processor(self, processor: Any) -> None:
-        channels = self.backbone.spec.in_channels
-        if processor.num_channels != channels:
-            raise InputError(
-                f"the processor makes {processor.num_channels} channels, but the backbone takes "
-                f"{channels}; build with in_channels={processor.num_channels}"
-            )
+        check_channels(processor, self.backbone.spec.in_channels)
         if processor.do_center_crop:
             raise InputError(
                 "the processor cuts images, so that pixels at their rim would have no class; leave "
@@ -258,8 +252,7 @@ class ResidualForSemanticSegmentation(ResidualPreTrainedModel):
             return [self._predict(image, tile, overlap) for image in many]
 
     def _predict(self, image: Any, tile: int | None, overlap: int | None) -> Tensor:
-        if isinstance(image, str | os.PathLike):
-            image = open_image({"bytes": None, "path": os.fspath(image)})
+        image = read_image(image, self.processor)
         pixels = self.processor.process_image(image)
         size = tuple(pixels.shape[-2:])
         if tile is not None and self.processor.do_resize:

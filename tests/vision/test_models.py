@@ -220,6 +220,14 @@ def test_what_cannot_be_predicted(images: Any, options: dict, sentence: str) -> 
         classifier().predict(images, **options)
 
 
+def test_a_saved_processor_of_other_channels_is_refused(tmp_path: Path) -> None:
+    model = ResidualForImageClassification.build("resnet20", num_labels=2, in_channels=1)
+    model.save_pretrained(tmp_path)
+    ResidualImageProcessor(num_channels=3).save_pretrained(tmp_path)
+    with pytest.raises(rb.InputError, match=r"makes 3 channels, but the backbone takes 1"):
+        ResidualForImageClassification.from_pretrained(tmp_path)
+
+
 def test_a_model_without_a_processor_says_so() -> None:
     model = classifier()
     model.processor = None

@@ -310,6 +310,15 @@ def test_names_survive_fine_tuning_and_the_pipeline(tmp_path: Path) -> None:
         assert (mask == (expected == names.index(name)).numpy()).all()
 
 
+def test_what_cannot_be_predicted_is_a_sentence(tmp_path: Path) -> None:
+    model = build("unet")
+    with pytest.raises(rb.InputError, match=r"none\.png cannot be read"):
+        model.predict(tmp_path / "none.png")
+    model.processor = None
+    with pytest.raises(rb.InputError, match="no processor"):
+        model.predict(PIL.Image.new("RGB", (8, 8)))
+
+
 def test_predictions_are_of_the_images_own_size(tmp_path: Path) -> None:
     model = build(processor=ResidualImageProcessor(size={"height": 24, "width": 32})).train()
     images = [picture(50, 37), picture(20, 90, 1)]
