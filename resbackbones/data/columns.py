@@ -36,6 +36,7 @@ MEDIA = {
     "image": (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"),
     "audio": (".wav", ".flac", ".ogg", ".mp3", ".opus", ".aif", ".aiff"),
 }
+ORIENTATION = 0x0112  # of EXIF
 SIDES = ("width", "height")  # of an image; also what their columns are called
 ROWS_READ = 1000  # whose content enters a fingerprint
 
@@ -373,14 +374,34 @@ def with_sides(dataset: "Dataset", columns: dict[str, str]) -> tuple["Dataset", 
     return dataset, columns
 
 
-def viewed_size(value: Any) -> tuple[int | None, int | None]:
-    """Width and height of an image turned as its EXIF data say, from its header; None of one that
-    cannot be read: it is named when it is decoded."""
+def image_header(value: Any) -> PIL.Image.Image:
+    """An image in a data set, `{"bytes", "path"}`, with its header read alone."""
+    file = io.BytesIO(value["bytes"]) if value.get("bytes") is not None else value["path"]
     try:
-        place = value["path"] if value["bytes"] is None else io.BytesIO(value["bytes"])
-        with PIL.Image.open(place) as image:
-            width, height = image.size
-            return (height, width) if image.getexif().get(0x0112, 1) > 4 else (width, height)
+        return PIL.Image.open(file)
+    except PIL.UnidentifiedImageError as error:  # PIL's sentence has the address of the bytes
+        raise PIL.UnidentifiedImageError("no image, or of a kind that PIL does not know") from error
+
+
+def header_size(value: Any) -> tuple[int, int]:
+    """Width and height of an image in a data set, turned upright."""
+    with image_header(value) as image:
+        # Where a PNG has no orientation, asking for it would decode the pixels.
+        on_its_side = "exif" in image.info and image.getexif().get(ORIENTATION, 1) >= 5
+        return (image.height, image.width) if on_its_side else image.size
+
+
+def viewed_size(value: Any) -> tuple[int, int] | tuple[None, None]:
+    """The same, but None of an image that is missing or cannot be read: it is named when it is
+    decoded.
+
+    >>> viewed_size(None), viewed_size({"bytes": b"no image", "path": None})
+    ((None, None), (None, None))
+    """
+    if value is None:
+        return None, None
+    try:
+        return header_size(value)
     except (OSError, TypeError, ValueError, SyntaxError, PIL.Image.DecompressionBombError):
         return None, None
 

@@ -1,6 +1,5 @@
 """Image files: how they are opened, and the size and the channels that suit a set of them."""
 
-import io
 import math
 import os
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from resbackbones.data import Source, read
+from resbackbones.data.columns import header_size, image_header
 from resbackbones.data.paths import reason
 from resbackbones.errors import InputError
 from resbackbones.vision.processor import as_viewed
@@ -18,7 +18,6 @@ from resbackbones.vision.processor import as_viewed
 SMALL = 64  # pixels of a side up to which images of one size keep it
 USUAL = 224  # the side that larger images are usually brought to
 LOOKED_AT = 1000  # images, evenly spread, whose size a choice is made from
-ORIENTATION = 0x0112  # of EXIF
 
 
 def open_image(value: Any) -> Any:
@@ -36,7 +35,7 @@ def open_image(value: Any) -> Any:
         value = {"path": value}
     if not isinstance(value, dict):
         return value
-    with _opened(value) as image:
+    with image_header(value) as image:
         image.load()  # a truncated file fails here, not later
         return as_viewed(image)
 
@@ -63,26 +62,9 @@ def read_image(image: Any, processor: Any) -> Any:
     return image
 
 
-def _opened(value: Any) -> PIL.Image.Image:
-    """An image in a data set with its header read alone."""
-    file = io.BytesIO(value["bytes"]) if value.get("bytes") is not None else value["path"]
-    try:
-        return PIL.Image.open(file)
-    except PIL.UnidentifiedImageError as error:  # PIL's sentence has the address of the bytes
-        raise PIL.UnidentifiedImageError("no image, or of a kind that PIL does not know") from error
-
-
-def header_size(value: Any) -> tuple[int, int]:
-    """Width and height of an image in a data set, turned upright."""
-    with _opened(value) as image:
-        # Where a PNG has no orientation, asking for it would decode the pixels.
-        on_its_side = "exif" in image.info and image.getexif().get(ORIENTATION, 1) >= 5
-        return (image.height, image.width) if on_its_side else image.size
-
-
 def _header_mode(value: Any) -> str:
     """How PIL calls the kind of pixels of an image in a data set."""
-    with _opened(value) as image:
+    with image_header(value) as image:
         return image.mode
 
 
@@ -103,16 +85,8 @@ def choose_size(source: Source, side: int | None = None) -> tuple[dict[str, int]
     Raises:
         InputError: a side of less than one pixel; not one image that can be read.
     """
-    if side is not None and side < 1:
-        raise InputError(
-            f"images cannot be brought to {side} pixels; give one or more with --image-size, or "
-            "leave it out to have a size chosen"
-        )
-    rows = looked_at(source)
-    sizes = sorted(read(source.select(rows), header_size, "skip").items, key=math.prod)
-    smallest, largest = sizes[0], sizes[-1]
-    is_one_size = len(set(sizes)) == 1
-    median = sorted(map(min, sizes))[len(sizes) // 2]
+    sizes, found, median = look_at_sizes(source, side)
+    largest, is_one_size = sizes[-1], len(set(sizes)) == 1
     if side is not None:
         chosen = (side, side)
     elif is_one_size and max(largest) <= SMALL:
@@ -122,15 +96,33 @@ def choose_size(source: Source, side: int | None = None) -> tuple[dict[str, int]
     else:
         chosen = (max(1, round(median / 32)) * 32,) * 2
     width, height = chosen
-    found = "{}x{}".format(*largest)
-    if not is_one_size:
-        found = "{}x{} to ".format(*smallest) + found
-    who = (
-        "Images are" if len(rows) == len(source) else f"{len(rows)} images that were looked at are"
-    )
+    few = len(source) > LOOKED_AT
+    who = f"{LOOKED_AT} images that were looked at are" if few else "Images are"
     does = f"all are brought to {width}x{height}" if {chosen} != set(sizes) else "they stay so"
     asked = f"--image-size {side}" if side is not None else "--image-size sets another size"
     return {"height": height, "width": width}, f"{who} {found} pixels; {does} ({asked})."
+
+
+def look_at_sizes(
+    source: Source, side: int | None = None
+) -> tuple[list[tuple[int, int]], str, int]:
+    """Widths and heights of up to 1,000 images evenly spread, from small to large; the ends of them
+    in words; and the median of their shorter sides.
+
+    Raises:
+        InputError: a side that is asked for of less than one pixel; not one image that can be read.
+    """
+    if side is not None and side < 1:
+        raise InputError(
+            f"images cannot be brought to {side} pixels; give one or more with --image-size, or "
+            "leave it out to have a size chosen"
+        )
+    some = source.select(_looked_at(source))
+    sizes = sorted(read(some, header_size, "skip").items, key=math.prod)
+    found = "{}x{}".format(*sizes[-1])
+    if len(set(sizes)) > 1:
+        found = "{}x{} to ".format(*sizes[0]) + found
+    return sizes, found, sorted(map(min, sizes))[len(sizes) // 2]
 
 
 def choose_channels(source: Source) -> int:
@@ -139,11 +131,11 @@ def choose_channels(source: Source) -> int:
     Raises:
         InputError: not one image that can be read.
     """
-    modes = read(source.select(looked_at(source)), _header_mode, "skip").items
+    modes = read(source.select(_looked_at(source)), _header_mode, "skip").items
     return 1 if all(mode.startswith(("1", "L", "I", "F")) for mode in modes) else 3
 
 
-def looked_at(source: Source) -> Tensor:
+def _looked_at(source: Source) -> Tensor:
     """The rows of up to `LOOKED_AT` images, evenly spread."""
     if len(source) <= LOOKED_AT:
         return torch.arange(len(source))

@@ -21,7 +21,7 @@ from torch.nn import functional
 from resbackbones.data import IGNORED, Items, Masks, Rereader, Source, read
 from resbackbones.errors import InputError
 from resbackbones.vision.augment import jittered
-from resbackbones.vision.images import header_size, looked_at, open_image
+from resbackbones.vision.images import look_at_sizes, open_image
 from resbackbones.vision.processor import ResidualImageProcessor
 
 LARGE = 288  # pixels of a shorter side, above which images are brought to it
@@ -264,16 +264,7 @@ def choose_shorter_side(
     Raises:
         InputError: a side of less than one pixel; not one image that can be read.
     """
-    if side is not None and side < 1:
-        raise InputError(
-            f"images cannot be brought to {side} pixels; give one or more with --image-size, or "
-            "leave it out to have a size chosen"
-        )
-    sizes = sorted(read(source.select(looked_at(source)), header_size, "skip").items, key=math.prod)
-    median = sorted(map(min, sizes))[len(sizes) // 2]
-    found = "{}x{}".format(*sizes[-1])
-    if len(set(sizes)) > 1:
-        found = "{}x{} to ".format(*sizes[0]) + found
+    _, found, median = look_at_sizes(source, side)
     chosen = side or (LARGE if median > LARGE else None)
     asked = f"--image-size {side}" if side else "--image-size sets another size"
     if chosen is None:
