@@ -97,7 +97,38 @@ class Mean(_Sums):
         return {self.name: int(self.sums["sum"]) * UNIT / int(self.sums["weight"])}
 
 
-class Confusion(_Sums):
+class _OfClasses(_Sums):
+    """What is counted of answers of several classes, and the mean loss beside it."""
+
+    def __init__(
+        self,
+        shapes: Mapping[str, tuple[int, ...]],
+        classes: int,
+        names: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__(shapes)
+        self.classes = classes
+        self.names = tuple(names) if names is not None else tuple(map(str, range(classes)))
+        self.loss = Mean()
+
+    def _count(self, expected: Tensor, answers: Tensor) -> None:
+        raise NotImplementedError
+
+    def _counted(self, expected: Any, answers: Any) -> Self:
+        self._count(torch.as_tensor(expected), torch.as_tensor(answers))
+        return self
+
+    def merge(self, other: Self) -> None:
+        super().merge(other)
+        self.loss.merge(other.loss)
+
+
+def _named(classes: int | Sequence[str]) -> tuple[int, Sequence[str] | None]:
+    """How many classes, and their names where they have some."""
+    return (classes, None) if isinstance(classes, int) else (len(classes), classes)
+
+
+class Confusion(_OfClasses):
     """Which classes were taken for which, and how sure the model was of it.
 
     `compute()` gives `accuracy` and `macro_f1` (shares of one; the latter a mean over the classes
@@ -120,10 +151,8 @@ class Confusion(_Sums):
     """
 
     def __init__(self, classes: int, names: Sequence[str] | None = None) -> None:
-        super().__init__({"counts": (classes**2,), "top": (), **dict.fromkeys(_BINNED, (BINS,))})
-        self.classes = classes
-        self.names = tuple(names) if names is not None else tuple(map(str, range(classes)))
-        self.loss = Mean()
+        shapes = {"counts": (classes**2,), "top": (), **dict.fromkeys(_BINNED, (BINS,))}
+        super().__init__(shapes, classes, names)
 
     @classmethod
     def of(cls, expected: Any, predicted: Any, classes: int | Sequence[str]) -> Self:
@@ -133,10 +162,7 @@ class Confusion(_Sums):
             expected, predicted: numbers of classes, `(N,)` each.
             classes: how many, or their names.
         """
-        names = None if isinstance(classes, int) else classes
-        confusion = cls(classes if isinstance(classes, int) else len(classes), names)
-        confusion._count(torch.as_tensor(expected), torch.as_tensor(predicted))
-        return confusion
+        return cls(*_named(classes))._counted(expected, predicted)
 
     def update(self, output: Any, batch: Mapping[str, Any]) -> None:
         logits, labels = output.logits.detach(), batch["labels"]
@@ -160,10 +186,6 @@ class Confusion(_Sums):
     def _count(self, expected: Tensor, predicted: Tensor) -> None:
         place = expected.long() * self.classes + predicted.long()
         self.sums["counts"].index_add_(0, place, torch.ones_like(place))
-
-    def merge(self, other: Self) -> None:
-        super().merge(other)
-        self.loss.merge(other.loss)
 
     @property
     def counts(self) -> Tensor:
@@ -192,7 +214,7 @@ class Confusion(_Sums):
         return _scores(self.names, self.counts.diagonal(), self.counts.sum(1), self.counts.sum(0))
 
 
-class MultiLabel(_Sums):
+class MultiLabel(_OfClasses):
     """Which of its classes each item was given, where it may have any number of them.
 
     `compute()` gives shares of one, a class counting as given where its logit is above 0:
@@ -220,10 +242,7 @@ class MultiLabel(_Sums):
     """
 
     def __init__(self, classes: int, names: Sequence[str] | None = None) -> None:
-        super().__init__({"counts": (classes * 2 * LEVELS,)})
-        self.classes = classes
-        self.names = tuple(names) if names is not None else tuple(map(str, range(classes)))
-        self.loss = Mean()
+        super().__init__({"counts": (classes * 2 * LEVELS,)}, classes, names)
 
     @classmethod
     def of(cls, expected: Any, scores: Any, classes: int | Sequence[str]) -> Self:
@@ -237,10 +256,7 @@ class MultiLabel(_Sums):
         >>> MultiLabel.of([[1, 0], [0, 1]], [[0.5, -1], [1, 2]], 2).compute()["micro_f1"]
         0.8
         """
-        names = None if isinstance(classes, int) else classes
-        metric = cls(classes if isinstance(classes, int) else len(classes), names)
-        metric._count(torch.as_tensor(expected), torch.as_tensor(scores))
-        return metric
+        return cls(*_named(classes))._counted(expected, scores)
 
     def update(self, output: Any, batch: Mapping[str, Any]) -> None:
         logits = output.logits.detach()
@@ -261,10 +277,6 @@ class MultiLabel(_Sums):
         row = 2 * torch.arange(self.classes, device=logits.device) + (labels > 0.5).long()
         place = (row * LEVELS + level).flatten()
         self.sums["counts"].index_add_(0, place, torch.ones_like(place))
-
-    def merge(self, other: Self) -> None:
-        super().merge(other)
-        self.loss.merge(other.loss)
 
     @property
     def counts(self) -> Tensor:
