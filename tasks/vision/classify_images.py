@@ -14,8 +14,7 @@ resnet18_small; larger ones, which are brought to one size, resnet18, resnet50, 
 
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from resbackbones.classifier import MULTI_LABEL
 from resbackbones.core.zoo import resolve
@@ -24,10 +23,11 @@ from resbackbones.errors import InputError
 from resbackbones.train.options import Kind, Schedule
 from resbackbones.vision import Augment, ImageItems, ResidualImageProcessor, choose_size
 from resbackbones.vision import ResidualForImageClassification as Model
-from resbackbones.vision.images import choose_channels, open_image
+from resbackbones.vision.images import choose_channels
 from tasks._recipe import Experiment, Recipe, Spec, Task, each
 from tasks._using import run
 from tasks.vision._baseline import baseline
+from tasks.vision._files import read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,10 +95,6 @@ def experiment(config: Config) -> Experiment:
 
 def items(config: Config, source: Source, processor: ResidualImageProcessor) -> ImageItems:
     return ImageItems(source, processor, on_bad=config.on_bad, device=config.where)
-
-
-def read(path: Path, processor: ResidualImageProcessor) -> list[Any]:
-    return [open_image({"bytes": None, "path": str(path)})]
 
 
 USE = """

@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 from resbackbones.core.zoo import resolve
@@ -22,11 +21,12 @@ from resbackbones.train.options import Kind, Schedule
 from resbackbones.vision import BoxAugment, BoxItems, choose_resolution
 from resbackbones.vision import ResidualDetectionProcessor as Processor
 from resbackbones.vision import ResidualForObjectDetection as Model
-from resbackbones.vision.images import choose_channels, open_image
+from resbackbones.vision.images import choose_channels
 from tasks._classes import names_of
 from tasks._recipe import Experiment, Recipe, Spec, Task, each
 from tasks._using import run
-from tasks.vision._windows import baseline
+from tasks.vision._box_baseline import baseline
+from tasks.vision._files import read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,10 +86,6 @@ def experiment(config: Config) -> Experiment:
 
 def items(config: Config, source: Source, processor: Processor) -> BoxItems:
     return BoxItems(source, processor, on_bad=config.on_bad, device=config.where)
-
-
-def read(path: Path, processor: Processor) -> list[Any]:
-    return [open_image({"bytes": None, "path": str(path)})]
 
 
 def answer(model: Any) -> Callable[[Any], Mapping[str, str]]:

@@ -15,7 +15,6 @@ the training rows are held out for it; the test split is read once, at the end.
 
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 from resbackbones.core.zoo import resolve
@@ -23,12 +22,13 @@ from resbackbones.data import Masks, Source, Target
 from resbackbones.train.options import Kind
 from resbackbones.vision import DeepLabV3Plus, MaskAugment, MaskItems, ResidualImageProcessor
 from resbackbones.vision import ResidualForSemanticSegmentation as Model
-from resbackbones.vision.images import choose_channels, open_image
+from resbackbones.vision.images import choose_channels
 from resbackbones.vision.masks import choose_shorter_side, class_weights, pixel_counts
 from tasks._classes import names_of
 from tasks._recipe import Experiment, Recipe, Spec, Task, each
 from tasks._using import run
-from tasks.vision._pixels import baseline, name_shares
+from tasks.vision._files import read
+from tasks.vision._mask_baseline import baseline, name_shares
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,10 +92,6 @@ def experiment(config: Config) -> Experiment:
 
 def items(config: Config, source: Source, processor: ResidualImageProcessor) -> MaskItems:
     return MaskItems(source, processor, on_bad=config.on_bad, device=config.where)
-
-
-def read(path: Path, processor: ResidualImageProcessor) -> list[Any]:
-    return [open_image({"bytes": None, "path": str(path)})]
 
 
 USE = """

@@ -15,7 +15,7 @@ from resbackbones.data import Boxes, open_splits
 from resbackbones.report import load_records
 from resbackbones.vision import BoxItems, ResidualDetectionProcessor, choose_resolution
 from tasks._using import run
-from tasks.vision._windows import baseline
+from tasks.vision._box_baseline import baseline
 from tasks.vision.detect_objects import TASK
 
 SPEED = ["--spec", "resnet20", "--levels", "4", "8", "--width", "64", "--convolutions", "1"]
