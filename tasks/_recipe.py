@@ -43,7 +43,7 @@ FOLDS = 5
 FIGURES = (  # of a classifier: of one class per item, or of any number of them
     *("accuracy", "mean_average_precision", "macro_f1", "micro_f1", "calibration_error"),
 )
-FEW = 30  # rows that say too little of an accuracy: its interval is 36 points wide at half
+FEW = 30  # rows that say too little of an accuracy: its interval is 34 points wide at half
 if TYPE_CHECKING:
     Spec: TypeAlias = str | BackboneSpec
 else:  # what a command line can say

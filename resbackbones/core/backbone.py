@@ -92,8 +92,8 @@ class Backbone(nn.Module):
         spec: what it was made from.
         channels: channels of each feature, shallow to deep; the last one is the tail's.
         gradient_checkpointing: whether training keeps what goes into every few blocks alone, and
-            computes the rest anew on the way back (Chen et al. 2016): about a fourth more time for
-            a fraction of the memory, the same numbers. Set it at any time.
+            computes the rest anew on the way back (Chen et al. 2016): a second forward pass for a
+            fraction of the memory, the same numbers. Set it at any time.
         strides: input positions that an output position of each feature stands for, one per axis.
 
     >>> from resbackbones.core.zoo import backbone
