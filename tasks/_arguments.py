@@ -3,6 +3,7 @@
 tyro reads the fields; what is added is order: a recipe has sixty of them, most of them rarely used.
 """
 
+import argparse
 import ast
 import copy
 import dataclasses
@@ -22,6 +23,7 @@ def parse(
     config: type[C],
     arguments: Sequence[str] | None = None,
     groups: Mapping[type, str] | None = None,
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> C:
     """Read the command line.
 
@@ -31,6 +33,7 @@ def parse(
         arguments: None for those of this process.
         groups: titles of the classes whose own fields are a group, in the order of the help; all
             fields are of one of them. None for a single group.
+        settings: other defaults, by the name of `--setting` that asks for them.
     """
     module = sys.modules[config.__module__]
     about: dict[str, Any] = {
@@ -40,6 +43,9 @@ def parse(
     }
     if groups is None:
         return tyro.cli(config, **about)
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--setting")
+    other = (settings or {}).get(first.parse_known_args(arguments)[0].setting, {})
     hints = get_type_hints(config, include_extras=True)
     told = dict(_docstrings(config))
     parts: dict[str, list[Any]] = {title: [] for title in groups.values()}
@@ -48,6 +54,7 @@ def parse(
         title = groups[next(introduced)]
         kind = _shown(hints[field.name], field, told.get(field.name, ""))
         shown = copy.copy(field)
+        shown.default = other.get(field.name, field.default)
         if field.default_factory is not dataclasses.MISSING:
             shown.default_factory = dict  # with entries, tyro would make a flag of each
         parts[title].append((field.name, kind, shown))

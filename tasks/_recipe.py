@@ -59,6 +59,9 @@ class Recipe(Options):
     files, media beside a metadata.csv, a hub id, or a folder written by `save_to_disk`."""
     name: str | None = None
     """What to call the data in the table and the record (their folder's name)."""
+    setting: Literal["cpu", "gpu"] = "cpu"
+    """Whose defaults: those for minutes on two cores, or those for a GPU, a larger net trained for
+    longer (--setting gpu --help shows them)."""
     spec: Spec = "resnet18"
     """A net in resbackbones.SPECS."""
     skip: Literal["identity", "none"] = "identity"
@@ -66,10 +69,12 @@ class Recipe(Options):
     weights: Path | None = None
     """Start from weights that are there: a saved model, or a file or folder of torchvision, timm or
     transformers; a head for other classes starts anew."""
+    freeze: bool = False
+    """Train the head alone: the backbone stays as --weights gives it, statistics of norms too."""
     input_column: str | None = None
     """The column of what the net sees (found by its type and name)."""
     label_column: str | None = None
-    """The column of the labels (found by its type and name)."""
+    """The column of the labels: of classes, texts, boxes or masks (found by its type and name)."""
     group_column: str | None = None
     """The column of what must not stand in two splits, such as the speaker (found by its name;
     give "" to mix them)."""
@@ -113,6 +118,8 @@ class Recipe(Options):
             raise InputError(f"--folds is {self.folds}; give 2 or more, or 0 for none")
         if self.least_steps < 0:
             raise InputError(f"--least-steps is {self.least_steps}; give a number from 0 up")
+        if self.freeze and self.weights is None:
+            raise InputError("--freeze keeps what --weights gives; give both, or neither")
         if self.data is None and not self.predict:
             raise InputError("there is nothing to train on; name your data with --data")
         if len(self.predict) == 1:
@@ -206,6 +213,7 @@ class Task:
         model: the class of its models.
         read: a file as what `answer` takes, one input or more, for this processor.
         use: Python that loads `{model}` and calls it.
+        gpu: the defaults of `--setting gpu` that differ.
         figures: as they stand in the table, those that the metric has; the first of these is the
             one recorded.
         target: what a model is measured on.
@@ -220,6 +228,7 @@ class Task:
     model: type[ResidualPreTrainedModel]
     read: Callable[[Path, Any], list[Any]]
     use: str
+    gpu: Mapping[str, Any]
     figures: tuple[str, ...] = FIGURES
     target: Callable[[Any], Target] = known_target
     answer: Callable[[Any], Callable[[Any], Mapping[str, str]]] = name_classes
@@ -323,6 +332,8 @@ def one_seed(
             told = load_weights(model, config.weights)
             if world.first and part is made:
                 print(_running.wrapped("; ".join(told)), flush=True)
+        if config.freeze:
+            model.freeze_backbone()
         return model, fit(model, part.train, validation, replace(config, output=output, seed=seed))
 
     measure = partial(evaluate, batch_size=config.evaluation_batch_size, budget=config.budget)

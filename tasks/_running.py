@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import datasets
 from transformers.utils import logging
@@ -49,12 +49,13 @@ def run(
     config: type[C],
     arguments: Sequence[str] | None = None,
     groups: Mapping[type, str] | None = None,
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
     """Read the command line into `config` and call `main`. Bad input is one line on standard error
     and exit code 2, a failure one and 1, a signal one and 128 more than its number: no
     traceback."""
     with ended_in_one_sentence():
-        given = _arguments.parse(config, arguments, groups)
+        given = _arguments.parse(config, arguments, groups, settings)
         quieten()
         main(given)
 

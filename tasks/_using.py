@@ -20,7 +20,7 @@ ENDINGS: dict[str, Sequence[str]] = {**MEDIA, "text": (".txt",)}
 def run(task: Task, arguments: Sequence[str] | None = None) -> None:
     """Read the command line and do what it says."""
     groups: dict[type, str] = {Recipe: "data", task.config: task.kind, Options: "training"}
-    _running.run(partial(begin, task), task.config, arguments, groups)
+    _running.run(partial(begin, task), task.config, arguments, groups, {"gpu": task.gpu})
 
 
 def begin(task: Task, config: Recipe) -> None:

@@ -229,8 +229,8 @@ SPECS: dict[str, BackboneSpec] = {
 FOREIGN = {
     "num_classes": "say num_labels= to a model's build; a backbone has no classes",
     "in_chans": "say in_channels=",
-    "pretrained": "leave it out: nothing is downloaded, and from_pretrained opens a saved model",
-    "weights": "leave it out: nothing is downloaded, and from_pretrained opens a saved model",
+    "pretrained": "leave it out, and give what is made to rb.weights.load_weights with a file",
+    "weights": "leave it out, and give what is made to rb.weights.load_weights with a file",
     "features_only": "leave it out: a backbone always gives one feature per stage",
     "out_indices": "leave it out, and choose among the features: net(x)[1], one per stage",
     "output_stride": "make the spec with rb.with_output_stride(spec, 16)",

@@ -283,10 +283,11 @@ def find_columns(
         if len(fitting) == 1:
             return fitting[0]
         several = f"several {role} columns ({', '.join(map(repr, fitting))})"
-        flag = role if role in roles else "input"
+        role = role if role in roles else "input"
+        flag = "label" if role == target.role else role
         raise InputError(
             f"{name} has {several if fitting else f'no {role} column'} to find by type or usual "
-            f"name; {listed}, so say which to use (--{flag}-column)"
+            f"name; {listed}, so say which to use (columns={{{role!r}: …}}, or --{flag}-column)"
         )
 
     if target.role and target.role not in columns:

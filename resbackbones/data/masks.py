@@ -205,7 +205,7 @@ def _numbers(column: Column) -> list[int]:
     if not found:
         raise InputError(
             f"not one of {len(rows)} masks of {column.split} can be read ({errors[0]}); check the "
-            f"files and the column {column.name!r} (--mask-column)"
+            f"files and the column {column.name!r} (--label-column)"
         )
     return sorted(found)
 

@@ -104,7 +104,10 @@ import resbackbones.vision
 classify = transformers.pipeline("image-classification", model="{model}")
 print(classify(PIL.Image.open("image.png"), top_k=3))
 """
-TASK = Task("classify_images", "image", Config, experiment, items, Model, read, USE)
+GPU = {
+    "spec": "resnet18_small", "epochs": 60, "batch_size": 512, "learning_rate": 0.4, "shift": 1 / 8,
+}  # fmt: skip
+TASK = Task("classify_images", "image", Config, experiment, items, Model, read, USE, GPU)
 
 if __name__ == "__main__":
     run(TASK)

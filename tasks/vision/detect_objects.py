@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any, Literal
 
 from resbackbones.core.zoo import resolve
-from resbackbones.data import Boxes, Source
+from resbackbones.data import Boxes, Source, Target
 from resbackbones.train.options import Kind, Schedule
 from resbackbones.vision import BoxAugment, BoxItems, choose_resolution
 from resbackbones.vision import ResidualDetectionProcessor as Processor
@@ -45,6 +45,11 @@ class Config(Recipe):
     """3 for colour, 1 for grey (as the images are)."""
     image_size: int | None = None
     """The longer side in pixels that images are brought to (chosen from the boxes, and said)."""
+    box_format: Literal["xyxy", "xywh"] | None = None
+    """What the four numbers of a box in a table are: left, top, right, bottom, or left, top, width,
+    height (found where only one fits the images; files of COCO, VOC and YOLO say it)."""
+    on_bad_box: Literal["drop", "error"] = "drop"
+    """Whether boxes that cannot be used are left out and counted, or their images are damaged."""
     augment: bool = True
     """Vary training images: sides, size, place, colours, neighbours."""
     upside_down: bool = False
@@ -64,10 +69,19 @@ class Config(Recipe):
     evaluation_batch_size: int = 16
     metric: str = "ap50"
 
+    def open_alone(self, kind: str, target: Target) -> Source:
+        assert isinstance(target, Boxes)
+        return super().open_alone(kind, replace(target, **self.boxes))
+
+    @property
+    def boxes(self) -> dict[str, Any]:
+        """How boxes are read."""
+        return {"box_format": self.box_format, "on_bad_box": self.on_bad_box}
+
 
 def experiment(config: Config) -> Experiment:
     spec = resolve(config.spec, skip=config.skip)
-    splits = config.open("image", Boxes())
+    splits = config.open("image", Boxes(**config.boxes))
     channels = config.channels or choose_channels(splits.train)
     size, levels, said = choose_resolution(splits.train, config.image_size, config.levels)
     processor = Processor(num_channels=channels, size=size)
@@ -106,8 +120,9 @@ model = ResidualForObjectDetection.from_pretrained("{model}")
 image = PIL.Image.open("image.png")
 draw_boxes(image, model.predict(image)).save("found.png")
 """
+GPU = {"spec": "resnet50", "width": 256, "convolutions": 4, "batch_size": 16}
 TASK = Task(
-    "detect_objects", "image", Config, experiment, items, Model, read, USE,
+    "detect_objects", "image", Config, experiment, items, Model, read, USE, GPU,
     figures=("ap50", "map", "ap75"), target=lambda model: Boxes(names_of(model)), answer=answer,
 )  # fmt: skip
 

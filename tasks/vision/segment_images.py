@@ -102,9 +102,10 @@ image = open_image({{"bytes": None, "path": "image.png"}})
 (classes,) = model.predict(image)
 draw_masks(image, classes, list(model.config.id2label.values())).save("classes.png")
 """
+GPU = {"spec": "resnet50d", "epochs": 300, "batch_size": 16}
 FIGURES = ("mean_iou", "mean_dice", "pixel_accuracy")
 TASK = Task(
-    *("segment_images", "image", Config, experiment, items, Model, read, USE, FIGURES),
+    *("segment_images", "image", Config, experiment, items, Model, read, USE, GPU, FIGURES),
     target=lambda model: Masks(names_of(model)),
     answer=name_shares,
 )

@@ -192,6 +192,21 @@ def test_a_training_starts_from_weights(
     assert "none.pth" in error
 
 
+def test_a_frozen_backbone_stays_what_the_weights_are(pictures: Path, tmp_path: Path) -> None:
+    given = ["--data", pictures, *SPEED, "--output"]
+    classify(*given, tmp_path / "first")
+    saved = tmp_path / "first" / "seed-0" / "model"
+    classify(*given, tmp_path / "second", "--weights", saved, "--freeze")
+    first, second = (
+        load_file(tmp_path / run / "seed-0" / "model" / "model.safetensors")
+        for run in ("first", "second")
+    )
+    assert {name for name in first if not torch.equal(first[name], second[name])} == {
+        "head.linear.weight",
+        "head.linear.bias",
+    }
+
+
 def test_grey_images_have_one_channel(
     pictures: Path, tmp_path: Path, handed_to_fit: Callable[..., Any]
 ) -> None:

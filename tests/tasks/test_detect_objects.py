@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -51,6 +52,15 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
         made = {"image": list(images), "objects": list(objects)}
         datasets.Dataset.from_dict(made, features=features).to_parquet(folder / f"{split}.parquet")
     return folder
+
+
+def test_the_format_of_boxes_in_a_table_can_be_told(
+    scenes: Path, handed_to_fit: Callable[..., Any]
+) -> None:
+    given = ["--data", scenes, *SPEED]
+    corners = handed_to_fit(detect, *given)[0].source.target
+    sizes = handed_to_fit(detect, *given, "--box-format", "xywh")[0].source.target
+    assert (corners.box_format, sizes.box_format) == ("xyxy", "xywh")
 
 
 def detect(*arguments: object) -> None:

@@ -26,16 +26,16 @@ from resbackbones.core.spec import BackboneSpec
 from resbackbones.data import Column, open_splits
 from resbackbones.errors import InputError
 from resbackbones.speech import ResidualForAudioClassification
-from tasks import _recipe
+from tasks import _recipe, _using
 from tasks._classes import KnownClasses
 from tasks._recipe import Recipe, Task, longer
 from tasks._using import begin, run
 from tasks.speech import spot_keywords
 from tasks.text import classify_text
-from tasks.vision import classify_images
+from tasks.vision import classify_images, detect_objects, segment_images
 
 ROOT = Path(__file__).parents[2]
-RECIPES = [spot_keywords, classify_text, classify_images]
+RECIPES = [spot_keywords, classify_text, classify_images, detect_objects, segment_images]
 TASKS: list[Task] = [recipe.TASK for recipe in RECIPES]
 # Two steps teach nothing, and fit says so.
 pytestmark = pytest.mark.filterwarnings("ignore::resbackbones.train.StillAtChance")
@@ -59,7 +59,7 @@ def by_name(task: Task) -> str:
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.TASK.name)
 def test_a_recipe_is_short(recipe: Any) -> None:
-    assert len(Path(recipe.__file__).read_text().splitlines()) <= 120
+    assert len(Path(recipe.__file__).read_text().splitlines()) <= 130
 
 
 @pytest.mark.parametrize("task", TASKS, ids=by_name)
@@ -94,6 +94,22 @@ def test_help_says_what_comes_first_first(task: Task, capsys: pytest.CaptureFixt
         assert unclear not in shown
 
 
+@pytest.mark.parametrize("task", TASKS, ids=by_name)
+def test_a_setting_for_a_gpu_is_other_defaults_of_the_same_fields(
+    task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Recipe] = []
+    monkeypatch.setattr(_using, "train", lambda task, config: given.append(config))
+    assert task.gpu
+    run(task, ["--data", "x"])
+    run(task, ["--data", "x", "--setting", "gpu"])
+    run(task, ["--epochs", "3", "--setting=gpu", "--data", "x", "--batch-size", "7"])
+    usual, gpu, told = given
+    assert usual == task.config(data="x")
+    assert gpu == task.config(data="x", setting="gpu", **task.gpu) != usual
+    assert told == dataclasses.replace(gpu, epochs=3, batch_size=7)
+
+
 def test_arguments_of_the_optimizer_add_to_those_of_the_recipe(
     questions: Path, tmp_path: Path, handed_to_fit: Callable[..., Any]
 ) -> None:
@@ -108,6 +124,7 @@ def test_fields_that_cannot_be(refused: Callable[..., str]) -> None:
     assert "name your data with --data" in refused(spot)
     assert "--seeds is empty" in refused(spot, "--data", "x", "--seeds")
     assert "give files behind the model" in refused(spot, "--predict", "model")
+    assert "--freeze keeps what --weights gives" in refused(spot, "--data", "x", "--freeze")
     assert "--least-steps is -1" in refused(spot, "--data", "x", "--least-steps", "-1")
     assert "learning_rate=-1.0 is out of range" in refused(
         spot, "--data", "x", "--learning-rate=-1"
