@@ -33,6 +33,7 @@ from resbackbones.vision.segmentation import (
 )
 from resbackbones.vision.tiles import Approximate
 from resbackbones.vision.two_stage import ResidualForTwoStageDetection, ResidualTwoStageConfig
+from resbackbones.vision.whitening import whiten_stem
 
 for config in (ResidualVisionConfig, ResidualSegmentationConfig):
     AutoConfig.register(config.model_type, config)
@@ -86,4 +87,5 @@ __all__ = [
     "grad_cam",
     "open_image",
     "overlay",
+    "whiten_stem",
 ]

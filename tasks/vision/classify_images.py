@@ -14,14 +14,20 @@ resnet18_small; larger ones, which are brought to one size, resnet18, resnet50, 
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 from resbackbones.classifier import MULTI_LABEL
 from resbackbones.core.zoo import resolve
 from resbackbones.data import Classes, Labels, Source, Target
 from resbackbones.errors import InputError
 from resbackbones.train.options import Kind, Schedule
-from resbackbones.vision import Augment, ImageItems, ResidualImageProcessor, choose_size
+from resbackbones.vision import (
+    Augment,
+    ImageItems,
+    ResidualImageProcessor,
+    choose_size,
+    whiten_stem,
+)
 from resbackbones.vision import ResidualForImageClassification as Model
 from resbackbones.vision.images import choose_channels
 from tasks._recipe import Experiment, Recipe, Spec, Task, each
@@ -43,15 +49,29 @@ class Config(Recipe):
     label_separator: str | None = None
     """What stands between the classes in such a text, as "|" (found, and said)."""
     augment: bool = True
-    """Vary training images: left and right, and place."""
+    """Vary training images by all that follows."""
+    flip: bool = True
+    """Left and right of every other one (not of digits or letters: --no-flip)."""
     shift: float = 1 / 16
-    """How far training images are moved at most, as a share of their side; with 100 epochs and more
-    1/8 is usual for CIFAR."""
+    """How far they are moved at most, as a share of their side; with 100 epochs and more 1/8 is
+    usual for CIFAR."""
+    zoom: float = 1.0
+    """Least share of their area that is cut out and enlarged; 0.25 is usual for photographs."""
+    trivial: bool = False
+    """One of 14 changes of colour or shape, of any strength (TrivialAugment)."""
+    erase: float = 0.0
+    """Share of them with a rectangle in the mean colour."""
+    mixup: float = 0.0
+    """Most that another image and its label may take of one, up to 0.5."""
+    cutmix: float = 0.0
+    """Share of them with a rectangle of another image, and as much of its label."""
     start: float = 1.0
     """Side of training images in the first epoch, as a share of the full one: smaller ones cost
     less (1: full from the first)."""
     growth: int = 0
     """Epochs in which they grow to their full side."""
+    whiten: bool = True
+    """Start the first convolution from the principal components of training images' patches."""
     epochs: int = 11
     batch_size: int = 128
     optimizer: Kind = "sgd"
@@ -82,12 +102,23 @@ def experiment(config: Config) -> Experiment:
     processor = ResidualImageProcessor(num_channels=channels, size=size)
     names = splits.train.target.names
     spec, problem = replace(spec, in_channels=channels), MULTI_LABEL if many else None
-    build = partial(Model.build, spec, labels=names, processor=processor, problem_type=problem)
-    build()  # what does not fit together is told before the images are read
+    make = partial(Model.build, labels=names, processor=processor, problem_type=problem)
+    make(spec)  # what does not fit together is told before the images are read
     train, validation, test = each(splits, lambda part: items(config, part, processor))
+    height, width = train[0]["pixel_values"].shape[-2:]
+    count = min(len(train), 1000, max(16, 2**21 // (height * width)))  # tell what patches are
+    some = train.__getitems__(range(0, len(train), len(train) // count))["pixel_values"]
+
+    def build(**changes: Any) -> Model:
+        model = make(spec, **changes)
+        if config.whiten:
+            whiten_stem(model.backbone, some)
+        return model
+
     if config.augment:
-        shift = round(config.shift * min(size.values()))
-        train.augment = Augment(flip=True, shift=shift, start=config.start, growth=config.growth)
+        same = ("flip", "zoom", "trivial", "erase", "mixup", "cutmix", "start", "growth")
+        given = {name: getattr(config, name) for name in same}
+        train.augment = Augment(shift=round(config.shift * min(size.values())), **given)
     found = f"The {said}{'; they are grey (--channels 1)' if channels == 1 else ''}."
     simple = partial(baseline, train, validation, test)
     return Experiment(splits, train, validation, test, build, simple, found)

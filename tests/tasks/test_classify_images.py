@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from resbackbones.core.layers import Stage, Stem
 from resbackbones.core.spec import BackboneSpec
 from resbackbones.report import load_records
-from resbackbones.vision import ImageItems
+from resbackbones.vision import Augment, ImageItems
 from tasks._running import Stopped
 from tasks._using import begin, run
 from tasks.vision import classify_images
@@ -205,6 +205,32 @@ def test_a_frozen_backbone_stays_what_the_weights_are(pictures: Path, tmp_path: 
         "head.linear.weight",
         "head.linear.bias",
     }
+
+
+def test_how_images_are_varied_can_be_told(
+    pictures: Path, handed_to_fit: Callable[..., Any]
+) -> None:
+    def augment(*arguments: str) -> Augment | None:
+        return handed_to_fit(classify, "--data", pictures, *SPEED, *arguments)[0].augment
+
+    assert augment() == Augment(shift=1)  # 1/16 of 12 pixels
+    told = ["--no-flip", "--shift", "0.25", "--zoom", "0.5", "--trivial", "--erase", "0.1"]
+    told += ["--mixup", "0.2", "--cutmix", "0.3", "--start", "0.5", "--growth", "2"]
+    assert augment(*told) == Augment(False, 3, 0.5, True, 0, 0.1, 0.2, 0.3, 0.5, 2)
+    assert augment("--no-augment") is None
+
+
+def test_the_first_convolution_is_whitened(pictures: Path) -> None:
+    def stem(whiten: bool) -> torch.Tensor:
+        torch.manual_seed(0)
+        config = classify_images.Config(data=str(pictures), whiten=whiten, device="cpu")
+        return (
+            classify_images.experiment(config).build().backbone.stem[0].convolutions[0].conv.weight
+        )
+
+    drawn, whitened = stem(False), stem(True)
+    assert torch.equal(whitened[:54:2], -whitened[1:54:2])
+    assert torch.equal(whitened[54:], drawn[54:])
 
 
 def test_grey_images_have_one_channel(
