@@ -13,6 +13,8 @@ import json
 import os
 import re
 import shutil
+import signal
+import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -25,6 +27,9 @@ from resbackbones.errors import InputError
 
 KEPT = 2
 STATE, MANIFEST = "state.pt", "manifest.json"
+SIGNALS = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+]
 
 
 class DamagedCheckpoint(UserWarning):
@@ -65,6 +70,27 @@ def writing(folder: Path) -> Iterator[None]:
             f"cannot write to {folder} ({reason(error)}); name an output folder that can be "
             "written, on a disk with room"
         ) from error
+
+
+@contextlib.contextmanager
+def unbroken() -> Iterator[None]:
+    """Have signals that end a program wait for the end of the block: `torch.save` calls Python back
+    for each piece it writes, and an exception raised by a handler there aborts the process."""
+    if threading.current_thread() is not threading.main_thread():  # which alone runs handlers
+        yield
+        return
+    waiting: list[int] = []
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    before = {number: handler for number, handler in handlers.items() if handler is not None}
+    for number in before:  # those that Python set
+        signal.signal(number, lambda number, _: waiting.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in waiting:
+            signal.raise_signal(number)
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -109,7 +135,7 @@ def save(
     try:
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir()
-        with (scratch / STATE).open("wb") as file:
+        with (scratch / STATE).open("wb") as file, unbroken():
             torch.save(dict(state), file)
         manifest = {"step": step, "identity": dict(identity), STATE: _digest(scratch / STATE)}
         manifest["manifest"] = _own_digest(manifest)

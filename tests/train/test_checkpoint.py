@@ -8,6 +8,7 @@ import os
 import pickle
 import resource
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -304,6 +305,25 @@ def test_a_full_disk_is_told_and_the_checkpoint_before_it_stays(tmp_path: Path, 
     fit(whole, Blobs(), Blobs(), options())
     assert_equal(resumed, whole)
     assert len(log(tmp_path)) == 3
+
+
+def test_a_signal_waits_until_the_state_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[Path] = []
+    save = torch.save
+
+    def interrupted(state: object, file: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+        save(state, file)
+        written.append(Path(file.name))
+
+    monkeypatch.setattr(torch, "save", interrupted)
+    usual = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.save(tmp_path, 1, {}, {"x": torch.zeros(3)})
+    assert len(written) == 1 and not list(tmp_path.iterdir())
+    assert signal.getsignal(signal.SIGINT) is usual
 
 
 def test_options_say_when_to_save(tmp_path: Path) -> None:
