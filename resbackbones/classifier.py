@@ -56,7 +56,7 @@ class ResidualClassifier(ResidualPreTrainedModel):
 
     def pooled(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         """What the classes are told by, `(B, D)`, of the backbone's input `(B, C, *space)`."""
-        feature = self.backbone(x, lengths)[-1]
+        (feature,) = self.backbone(x, lengths, stages=(-1,))
         if lengths is not None:
             lengths = self.backbone.output_lengths(lengths)[-1]
         return self.head.pool(feature, lengths)

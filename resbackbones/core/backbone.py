@@ -135,13 +135,18 @@ class Backbone(nn.Module):
         self.reset_parameters()
 
     def forward(
-        self, x: Tensor, lengths: Tensor | Sequence[int] | None = None
+        self,
+        x: Tensor,
+        lengths: Tensor | Sequence[int] | None = None,
+        stages: Sequence[int] | None = None,
     ) -> tuple[Tensor, ...]:
         """Compute one feature per stage, shallow to deep.
 
         Args:
             x: `(B, in_channels, *space)`, of the net's floating-point type.
             lengths: `(B,)`, real positions of each item on the last axis; None means all.
+            stages: those whose features are asked for, as (1, -1); None means all. Others are let
+                go as soon as they are used, and nothing is computed behind the last one.
 
         Returns:
             Features `(B, channels[i], *space_i)`, `space_i = ceil(space / strides[i])`. What
@@ -149,10 +154,20 @@ class Backbone(nn.Module):
             stands past it is 0.
 
         Raises:
-            InputError: x of another shape or type than the net's, or lengths that do not fit it.
+            InputError: x of another shape or type than the net's, lengths that do not fit it, or
+                stages that there are not.
         """
         self._check(x)
-        return self._features(x, Context.of(x, lengths))
+        every = range(len(self.stages))
+        if stages is not None and (
+            not len(stages) or not all(-len(every) <= stage < len(every) for stage in stages)
+        ):
+            raise InputError(
+                f"stages={tuple(stages)} of a backbone that has {len(every)}; give one or more "
+                f"from 0 to {every[-1]}, or from -1 backwards"
+            )
+        wanted = every if stages is None else [every[stage] for stage in stages]
+        return self._features(x, Context.of(x, lengths), wanted)
 
     def _check(self, x: Tensor) -> None:
         spec = self.spec
@@ -177,7 +192,7 @@ class Backbone(nn.Module):
                 f"convert it with .to({weights}), or the model with .to({x.dtype})"
             )
 
-    def _features(self, x: Tensor, context: Context) -> tuple[Tensor, ...]:
+    def _features(self, x: Tensor, context: Context, wanted: Sequence[int]) -> tuple[Tensor, ...]:
         if self.spec.dims == 1:
             x = x.unsqueeze(2)
         x = context.clear(x)
@@ -186,15 +201,20 @@ class Backbone(nn.Module):
         # In a stream nothing is trained, and what a module remembers must not be remembered twice.
         recompute = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
         x, context = through([self.stem], x, context, recompute)
-        features = []
-        for stage in cast("Iterable[StageBlocks]", self.stages):
+        features: dict[int, Tensor] = {}
+        for index in range(max(wanted) + 1):
+            stage = cast("StageBlocks", self.stages[index])
             x = stage(x, context, recompute)
             context = context.strided(stage.stride[-1])
-            features.append(context.mask(x))
-        if len(self.tail):
+            if index in wanted:
+                features[index] = context.mask(x)
+        last = len(self.stages) - 1
+        if len(self.tail) and last in wanted:
             x, context = through([self.tail], x, context, recompute)
-            features[-1] = context.mask(x)
-        return tuple(f.squeeze(2) if self.spec.dims == 1 else f for f in features)
+            features[last] = context.mask(x)
+        if self.spec.dims == 1:
+            features = {index: feature.squeeze(2) for index, feature in features.items()}
+        return tuple(features[index] for index in wanted)
 
     def stream(self) -> "Stream":
         """Begin to read an input piece by piece.
@@ -304,7 +324,7 @@ class Stream:
                 f"{tuple(self._last.shape)}; only the last axis may differ"
             )
         self._last = chunk[..., :0]
-        return self._net._features(chunk, self._context)
+        return self._net._features(chunk, self._context, range(len(self._net.stages)))
 
     def finish(self) -> tuple[Tensor, ...]:
         """End the input, and get what was not certain before: of a causal net always no position,

@@ -232,7 +232,7 @@ FOREIGN = {
     "pretrained": "leave it out, and give what is made to rb.weights.load_weights with a file",
     "weights": "leave it out, and give what is made to rb.weights.load_weights with a file",
     "features_only": "leave it out: a backbone always gives one feature per stage",
-    "out_indices": "leave it out, and choose among the features: net(x)[1], one per stage",
+    "out_indices": "ask for features when you call the net: net(x, stages=(1, -1)), all by default",
     "output_stride": "make the spec with rb.with_output_stride(spec, 16)",
     "drop_path_rate": "say drop_path=",
     "drop_rate": "say dropout= in the branches, or head={'dropout': …} before the classes",

@@ -2,6 +2,7 @@
 what they say, bad input is told."""
 
 import itertools
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -38,6 +39,36 @@ STREAMS = [
     {"norm": "layer", "weight_standardized": True},
     {"branch": rb.Bottleneck(0.5), "stem": None, "tail": (), "in_channels": 8},
 ]
+
+
+@pytest.mark.parametrize("spec", ["tc_resnet8", "preact_resnet110", "mel_resnet14"])
+def test_features_of_some_stages_are_those_of_all(spec: str) -> None:
+    net = rb.backbone(spec).eval()
+    x = torch.randn(2, net.spec.in_channels, *(24,) * net.spec.dims)
+    lengths = torch.tensor([24, 17]) if net.spec.dims == 1 else None
+    every = net(x, lengths)
+    for stages in [(0,), (-1,), (2, 0), range(len(every))]:
+        for feature, stage in zip(net(x, lengths, stages), stages, strict=True):
+            assert torch.equal(feature, every[stage])
+    for stages in [(), (0, len(every)), (-len(every) - 1,)]:
+        with pytest.raises(rb.InputError, match=r"give one or more from 0 to"):
+            net(x, stages=stages)
+
+
+def test_features_not_asked_for_are_let_go_and_those_behind_not_computed() -> None:
+    net = rb.backbone("resnet20").eval()
+    first: list[weakref.ref[Tensor]] = []
+    held: list[bool] = []
+    net.stages[0].register_forward_hook(lambda _, __, out: first.append(weakref.ref(out)))
+    net.stages[2].register_forward_pre_hook(lambda *_: held.append(first[-1]() is not None))
+    ran: list[nn.Module] = []
+    net.stages[2].register_forward_hook(lambda module, *_: ran.append(module))
+    with torch.inference_mode():
+        net(torch.zeros(1, 3, 8, 8), stages=(1,))
+        assert not ran
+        net(torch.zeros(1, 3, 8, 8), stages=(1, 2))
+        net(torch.zeros(1, 3, 8, 8), stages=(0, 2))
+    assert held == [False, True] and len(ran) == 2
 
 
 def causal_net(changes: dict, dims: int) -> rb.Backbone:

@@ -357,8 +357,8 @@ def test_convnets_of_the_zoo_work_in_the_other_rank() -> None:
     [
         ("num_classes", "num_labels="),
         ("in_chans", "in_channels="),
-        ("pretrained", "from_pretrained"),
-        ("out_indices", "one per stage"),
+        ("pretrained", "rb.weights.load_weights"),
+        ("out_indices", r"net\(x, stages="),
         ("drop_path_rate", "drop_path="),
     ],
 )
