@@ -134,7 +134,8 @@ class MaskItems(Items):
             own, classes = found[row]
             if own != size:
                 fault = (
-                    f"has a mask of {own[1]}x{own[0]} pixels, but its image is {size[1]}x{size[0]}"
+                    f"has a mask of {own[1]}x{own[0]} pixels, but its image, as it is viewed, is "
+                    f"{size[1]}x{size[0]}"
                 )
                 if on_bad == "error":
                     raise InputError(
