@@ -18,17 +18,24 @@ from resbackbones.vision import (
     MaskItems,
     ResidualDetectionProcessor,
     ResidualForImageClassification,
-    ResidualForObjectDetection,
-    ResidualForSemanticSegmentation,
     ResidualImageProcessor,
-    UNet,
     open_image,
 )
-from tests.vision.helpers import encoded, png, source_of, with_boxes, with_masks
+from tests.vision.helpers import (
+    TINY,
+    detector,
+    encoded,
+    png,
+    segmenter,
+    source_of,
+    with_boxes,
+    with_masks,
+)
 from tests.vision.test_images import BROKEN, FILES, RGB
 
-TINY = rb.BackboneSpec((rb.Stage(8, 1), rb.Stage(16, 1, 2)), stem=rb.Stem(8))
 SIZE = {"height": 12, "width": 16}
+PLAIN = ResidualImageProcessor(size=SIZE)
+PROCESSOR = {ImageItems: PLAIN, BoxItems: ResidualDetectionProcessor(size=SIZE), MaskItems: PLAIN}
 
 
 def labelled(cells: list) -> Source:
@@ -53,23 +60,8 @@ def masked(cells: list) -> Source:
     return with_masks(cells, masks)
 
 
-def classifier(**options: Any) -> Any:
-    processor = ResidualImageProcessor(**options)
+def classifier(processor: Any) -> Any:
     return ResidualForImageClassification.build(TINY, labels=["a", "b"], processor=processor)
-
-
-def detector(**options: Any) -> Any:
-    return ResidualForObjectDetection.build(
-        TINY, labels=["a", "b"], levels=(2,), channels=64, convolutions=1,
-        processor=ResidualDetectionProcessor(**options),
-    )  # fmt: skip
-
-
-def segmenter(**options: Any) -> Any:
-    processor = ResidualImageProcessor(**options)
-    return ResidualForSemanticSegmentation.build(
-        TINY, labels=["a", "b"], decoder=UNet(4, 8), processor=processor
-    )
 
 
 TASKS: dict[str, tuple[Callable[..., Source], Any, Callable[..., Any]]] = {
@@ -85,10 +77,10 @@ def test_every_kind_of_file_is_the_same_for_every_task(
     source: Any, kind: Any, build: Any, tmp_path: Path
 ) -> None:
     """The classes' own pixels are compared with PIL's and transformers' in `test_images`."""
-    model = build(size=SIZE)
+    model = build(processor=PROCESSOR[kind])
     cells = [*(cell for cell, _ in FILES.values()), png(RGB)]
     items = kind(source(cells), model.processor)
-    expected = ImageItems(labelled(cells), ResidualImageProcessor(size=SIZE))
+    expected = ImageItems(labelled(cells), PLAIN)
     rows = range(len(cells))
     if kind is MaskItems:  # whose masks are of several sizes
         found = torch.cat([items.__getitems__([row])["pixel_values"] for row in rows])
@@ -109,7 +101,7 @@ def test_every_kind_of_file_is_the_same_for_every_task(
 def test_every_kind_of_damage_is_named_and_nothing_else_lost(
     source: Any, kind: Any, build: Any, tmp_path: Path
 ) -> None:
-    model = build(size=SIZE)
+    model = build(processor=PROCESSOR[kind])
     good = png(RGB)
     cells = [good, *(cell for cell, _ in BROKEN.values()), good, good]
     items = kind(source(cells), model.processor, on_bad="skip")
@@ -136,7 +128,7 @@ TURNS = {  # orientation -> what was done to the picture as it was saved
     7: PIL.Image.Transpose.TRANSVERSE,
     8: PIL.Image.Transpose.ROTATE_270,
 }
-BOX = [4, 2, 14, 9]
+BOX = [4, 12, 14, 27]  # lower than the picture is high where it lies on its side
 
 
 def scene() -> PIL.Image.Image:
