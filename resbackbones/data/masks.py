@@ -21,7 +21,7 @@ LOOKED_AT = 1000  # masks, evenly spread, from which the numbers of the classes 
 
 @dataclass(frozen=True)
 class Masks(Target):
-    """A class for every pixel of the image, in a mask of the image's size.
+    """A class for every pixel of the image, in a mask of the size the image has as it is viewed.
 
     A cell is a mask's file, `{"bytes", "path"}`, and stays encoded: `decode` gives a mask's pixels
     as classes. Which numbers stand for classes is learned from up to 1,000 masks of the train

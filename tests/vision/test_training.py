@@ -171,4 +171,5 @@ def test_names_and_numbers_survive_training_saving_and_fine_tuning(
     )
     trained(tuned, others, tmp_path / "second")
     renamed = type(model).from_pretrained(tmp_path / "first", labels=["dog", "owl"])
-    trained(renamed, ["dog", "owl"], tmp_path / "third")
+    assert renamed.config.id2label == {0: "dog", 1: "owl"}
+    assert renamed.config.label2id == {"dog": 0, "owl": 1}
