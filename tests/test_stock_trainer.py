@@ -13,6 +13,7 @@ from resbackbones.speech import ResidualForAudioClassification
 from resbackbones.text import ResidualForSequenceClassification, train_tokenizer
 from resbackbones.train import Options, fit
 from resbackbones.vision import ResidualForImageClassification
+from tests.vision.helpers import boxed, detector, masked, segmenter, two_stage
 
 TEXTS = ["a good film", "a bad film", "good", "bad bad", "what a film", "no", "so good", "so bad"]
 
@@ -115,3 +116,48 @@ def no_dropout(model: nn.Module) -> nn.Module:
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     return model
+
+
+PIXELS = {
+    "fcos": (detector, boxed),
+    "retinanet": (lambda: detector("retinanet"), boxed),
+    "two stages": (two_stage, boxed),
+    "masks": (segmenter, masked),
+}
+
+
+@pytest.mark.parametrize(("build", "make"), PIXELS.values(), ids=PIXELS)
+def test_boxes_and_masks_are_trained_evaluated_saved_and_gone_on_with(
+    build: Any, make: Any, tmp_path: Path
+) -> None:
+    def trainer(steps: int) -> transformers.Trainer:
+        model = build()
+        items = make(model)
+        arguments = transformers.TrainingArguments(
+            output_dir=str(tmp_path), max_steps=steps, learning_rate=0.01, optim="sgd",
+            per_device_train_batch_size=2, per_device_eval_batch_size=4, eval_strategy="steps",
+            eval_steps=1, save_steps=1, use_cpu=True, report_to="none", disable_tqdm=True,
+            remove_unused_columns=False,
+        )  # fmt: skip
+        return transformers.Trainer(
+            model, arguments, data_collator=dict, train_dataset=items, eval_dataset=items
+        )
+
+    whole = trainer(2)
+    whole.train()
+    model = whole.model
+    (told,) = [
+        e["eval_loss"] for e in whole.state.log_history if e["step"] == 2 and "eval_loss" in e
+    ]
+    loaded = type(model).from_pretrained(tmp_path / "checkpoint-2")
+    assert loaded.config.id2label == {0: "a", 1: "b"}
+    assert loaded.processor.to_dict() == model.processor.to_dict()
+    batch = make(loaded).__getitems__(range(4))
+    with torch.no_grad():
+        assert loaded(**batch).loss.item() == pytest.approx(told, rel=1e-5)
+    before = build().state_dict()
+    assert [n for n, p in model.named_parameters() if torch.equal(p, before[n])] == []
+    rest = trainer(2)
+    rest.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    for name, value in rest.model.state_dict().items():
+        torch.testing.assert_close(value, model.state_dict()[name])

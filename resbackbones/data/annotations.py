@@ -151,7 +151,8 @@ def _coco_rows(
         elif image in rows:
             again.append(name)
         else:
-            rows[image] = Row(image, (entry.get("width") or None, entry.get("height") or None))
+            told_size = (entry.get("width") or None, entry.get("height") or None)
+            rows[image] = Row(image, told=told_size)
         by_id[key] = None if image is None else rows[image]
     if not rows:
         first = f" (the first: {missing[0]})" if missing else ""
@@ -277,7 +278,7 @@ def _voc_row(image: Path, tree: ElementTree.Element) -> Row:
     row = Row(image)
     size = [tree.findtext(f"size/{side}", "") for side in ("width", "height")]
     if all(side.strip().isdigit() and int(side) for side in size):
-        row.size = (int(size[0]), int(size[1]))
+        row.told = (int(size[0]), int(size[1]))
     for entry in tree.iter("object"):
         sides = [entry.findtext(f"bndbox/{side}", "") for side in ("xmin", "ymin", "xmax", "ymax")]
         try:

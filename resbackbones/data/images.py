@@ -26,10 +26,12 @@ NO_BOX = (math.nan,) * 4  # of an object whose box cannot be read: it is told wi
 
 @dataclass
 class Row:
-    """An image and its objects; `fault`: why its annotation cannot be read."""
+    """An image and its objects; `size`: as it is viewed; `told`: as its annotation says; `fault`:
+    why that cannot be used."""
 
     image: Path
     size: tuple[int | None, int | None] = (None, None)
+    told: tuple[int | None, int | None] = (None, None)
     boxes: list[Sequence[float]] = field(default_factory=list)
     labels: list[Any] = field(default_factory=list)
     fault: str | None = None
@@ -63,6 +65,13 @@ def as_dataset(root: Path, rows: Sequence[Row], label_type: str = "string") -> "
     unsized = [row for row in rows if None in row.size]
     for row, size in zip(unsized, header_sizes(root, [row.image for row in unsized]), strict=True):
         row.size = size
+    for row in rows:  # boxes of an image that lies on its side, or was resized since
+        if row.fault is None and None not in row.told + row.size and row.told != row.size:
+            width, height = row.size
+            row.fault = (
+                "has an annotation of {}x{} pixels".format(*row.told)
+                + f", but the image, as it is viewed, is {width}x{height}"
+            )
     side = datasets.Value("int64")
     objects = {
         "xyxy": datasets.List(datasets.List(datasets.Value("float64"))),

@@ -14,6 +14,8 @@ class Items(torch.utils.data.Dataset):
 
     A subclass gives `__len__` and `__getitems__`, whose dict of tensors is ready for
     `model(**batch)`. A `DataLoader` calls it by itself; `collate_fn=dict` leaves the batch as is.
+    So does transformers' Trainer with `data_collator=dict`, and `remove_unused_columns=False` among
+    its arguments.
 
     Augmentation takes its randomness from `draws`, a pure function of (seed, epoch, row, position),
     and never from a shared stream. So an item looks the same whatever the batch size, the order,

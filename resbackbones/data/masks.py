@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 import torch
 
 from resbackbones.data.targets import Column, Target, refuse_faults
@@ -20,7 +21,7 @@ LOOKED_AT = 1000  # masks, evenly spread, from which the numbers of the classes 
 
 @dataclass(frozen=True)
 class Masks(Target):
-    """A class for every pixel of the image, in a mask of the image's size.
+    """A class for every pixel of the image, in a mask of the size the image has as it is viewed.
 
     A cell is a mask's file, `{"bytes", "path"}`, and stays encoded: `decode` gives a mask's pixels
     as classes. Which numbers stand for classes is learned from up to 1,000 masks of the train
@@ -147,8 +148,9 @@ class Masks(Target):
 
 
 def open_mask(value: Any) -> np.ndarray:
-    """The numbers in a mask, `(H, W)`, uint8 or, of more than 8 bits, int64: the indices of a
-    palette, not its colours; 0 and 1 of a mask of one bit; of three equal channels one.
+    """The numbers in a mask, `(H, W)`, uint8 or, of more than 8 bits, int64, turned as its EXIF
+    orientation says: the indices of a palette, not its colours; 0 and 1 of a mask of one bit; of
+    three equal channels one.
 
     Args:
         value: `{"bytes", "path"}` (bytes None: they are in the file).
@@ -164,7 +166,7 @@ def open_mask(value: Any) -> np.ndarray:
                 f"its mask is a {image.format}, which blurs the numbers of the classes; save masks "
                 "as PNG"
             )
-        pixels = np.asarray(image)
+        pixels = np.asarray(PIL.ImageOps.exif_transpose(image))
     if pixels.dtype == bool:
         return pixels.astype(np.uint8)
     if pixels.ndim == 3:

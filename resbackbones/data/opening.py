@@ -72,7 +72,8 @@ def open_dataset(
             - a folder of class folders of images, of audio or of texts (.txt), or of `train`,
               `validation`, `test` folders of them; where classes lie deeper, the notes say so;
             - with `Boxes()`, images with COCO's JSON, Pascal VOC's XML (whose pixels count from 1)
-              or YOLO's texts and `data.yaml`; or such a JSON or YAML file;
+              or YOLO's texts and `data.yaml`; or such a JSON or YAML file; an annotation of another
+              size than its image has, as it is viewed, is a row that cannot be used;
             - with `Masks()`, images with masks of the same names (`cat.jpg`, `cat.png` or
               `cat_mask.png`), in folders such as `images` and `masks` or in one;
             - a folder, or such folders, of images or audio with a `metadata.csv` (.jsonl,

@@ -66,7 +66,8 @@ class ResidualForObjectDetection(Detector):
     """A residual detector of one stage, FCOS or RetinaNet, for images of any size.
 
     Every parameter is trained, from scratch. A batch norm learns little from batches of one or two
-    images: build with `norm="group"` for those.
+    images: build with `norm="group"` for those. It goes through `torch.export` without
+    `pixel_mask`, as images of one size, of which there may be any number.
 
     >>> model = ResidualForObjectDetection.build("resnet18", labels=["cell"], levels=(8, 16))
     >>> output = model(pixel_values=torch.zeros(2, 3, 64, 96))
@@ -177,17 +178,12 @@ class ResidualForObjectDetection(Detector):
             InputError: a mask that is no rectangle, labels that cannot be learnt from, or a batch
                 too small for a batch norm to be trained on.
         """
-        batch, _, height, width = pixel_values.shape
-        device, divisor = pixel_values.device, self.pyramid.divisor
-        whole = self.pyramid.grids(*(side + -side % divisor for side in (height, width)))
-        grid = self.head.anchors.over(whole, device)
+        whole, grid = self._grid(pixel_values)
         sizes = image_sizes(pixel_values, pixel_mask)
         if pixel_mask is None:
-            found, anchors = self.head(self.levels(pixel_values)), grid.expand(batch, -1, -1)
+            found = self.head(self.levels(pixel_values))
         else:
-            found, inside = self._look_in_groups(pixel_values, sizes, whole)
-            away = grid - 2 * grid.amax()  # wholly left of the image and above it
-            anchors = torch.where(inside.unsqueeze(2), grid, away)
+            found = self._look_in_groups(pixel_values, sizes, whole)
         found = {name: value.float() for name, value in found.items()}
         boxes = self.head.decode(found["bbox_regression"], grid).clamp(min=0)
         output = ObjectDetectionOutput(
@@ -195,34 +191,83 @@ class ResidualForObjectDetection(Detector):
             pred_boxes=torch.minimum(boxes, sizes.flip(1).repeat(1, 2).unsqueeze(1)),
             centerness=found.get("bbox_ctrness"),
             regression=found["bbox_regression"],
-            anchors=anchors,
+            anchors=self._anchors(
+                whole, grid, pixel_values.shape[0], None if pixel_mask is None else sizes
+            ),
             sizes=sizes,
         )
         if labels is None:
             return output
         return ObjectDetectionOutput(loss=self.loss(output, labels), **output)
 
+    def _grid(self, x: Tensor) -> tuple[list[tuple[int, int]], Tensor]:
+        """Rows and columns of each level over images of this size, and their anchors `(A, 4)`."""
+        whole = self._grids(*x.shape[2:])
+        return whole, self.head.anchors.over(whole, x.device)
+
+    def _grids(self, *sides: int) -> list[tuple[int, int]]:
+        return self.pyramid.grids(*(side + -side % self.pyramid.divisor for side in sides))
+
+    def _anchors(
+        self, whole: Sequence[tuple[int, int]], grid: Tensor, batch: int, sizes: Tensor | None
+    ) -> Tensor:
+        """The anchors of each image `(B, A, 4)`: of those of `sizes` `(B, 2)`, where there is
+        padding, what lies in it stands far away."""
+        if sizes is None:
+            return grid.expand(batch, -1, -1)
+        away = grid - 2 * grid.amax()  # wholly left of the image and above it
+        inside = torch.zeros(batch, len(grid), dtype=torch.bool, device=grid.device)
+        for row, size in zip(inside, sizes.tolist(), strict=True):
+            row[self._places(whole, self._grids(*size)).to(grid.device)] = True
+        return torch.where(inside.unsqueeze(2), grid, away)
+
     def _look_in_groups(
         self, x: Tensor, sizes: Tensor, whole: Sequence[tuple[int, int]]
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        """What torchvision's head says of images with padding; and which anchors stand in the
-        image, bool `(B, A)`."""
-        per = self.head.anchors.num_anchors_per_location()[0]
-        total = per * sum(high * wide for high, wide in whole)
-        inside = torch.zeros(len(x), total, dtype=torch.bool, device=x.device)
+    ) -> dict[str, Tensor]:
+        """What torchvision's head says of images with padding."""
+        total = self.head.anchors.num_anchors_per_location()[0] * sum(h * w for h, w in whole)
         found: dict[str, Tensor] = {}
         for rows, some in self.groups(x, sizes):
             levels = self.levels(some)
             grids = [(level.shape[2], level.shape[3]) for level in levels]
-            places = _places(whole, grids, per).to(x.device)
-            at = rows.unsqueeze(1), places
-            inside[at] = True
+            at = rows.unsqueeze(1), self._places(whole, grids).to(x.device)
             for name, value in self.head(levels).items():
                 if name not in found:
                     start = NEVER if name == "cls_logits" else 0.0
                     found[name] = value.new_full((len(x), total, value.shape[2]), start)
                 found[name] = found[name].index_put(at, value)
-        return found, inside
+        return found
+
+    def _places(self, whole: Sequence[tuple[int, int]], part: Sequence[tuple[int, int]]) -> Tensor:
+        """Where the anchors of an image stand among those of a larger one that it is the upper left
+        corner of, int64 `(A',)`."""
+        per, places, before = self.head.anchors.num_anchors_per_location()[0], [], 0
+        for (height, width), (high, wide) in zip(whole, part, strict=True):
+            count = height * width * per
+            level = torch.arange(before, before + count).view(height, width, per)
+            places.append(level[:high, :wide].flatten())
+            before += count
+        return torch.cat(places)
+
+    def weight(self, batch: Mapping[str, Any]) -> Any:
+        """What the loss is a mean over: of RetinaNet the batch's images, of FCOS the points that
+        have an object. A batch in which none has counts as one point: it alone makes an accumulated
+        update differ from that of one large batch, by one in the divisor."""
+        x, mask = batch["pixel_values"], batch.get("pixel_mask")
+        sizes = None if mask is None else image_sizes(x, mask)
+        anchors = self._anchors(*self._grid(x), len(x), sizes)
+        return self.head.weight(anchors, self._targets(batch["labels"], anchors))
+
+    def _targets(self, labels: Any, anchors: Tensor) -> list[dict[str, Tensor]]:
+        """Labels as torchvision takes them."""
+        check_boxes(labels, len(anchors), len(self.config.id2label or {}))
+        return [
+            {
+                "boxes": label["boxes"].to(anchors),
+                "labels": label["class_labels"].to(anchors.device, torch.int64),
+            }
+            for label in labels
+        ]
 
     def loss(self, output: ObjectDetectionOutput, labels: Any) -> Tensor:
         """The sum of torchvision's losses: of the classes (focal), of the boxes (generalized IoU,
@@ -237,31 +282,12 @@ class ResidualForObjectDetection(Detector):
         """
         logits, regression, anchors = output.logits, output.regression, output.anchors
         assert logits is not None and regression is not None and anchors is not None
-        check_boxes(labels, len(logits), logits.shape[2])
-        targets = [
-            {
-                "boxes": label["boxes"].to(logits),
-                "labels": label["class_labels"].to(logits.device, torch.int64),
-            }
-            for label in labels
-        ]
+        targets = self._targets(labels, anchors)
         outputs = {"cls_logits": logits, "bbox_regression": regression}
         if output.centerness is not None:
             outputs["bbox_ctrness"] = output.centerness
         with torch.autocast(logits.device.type, enabled=False):  # sums over thousands of anchors
             return torch.stack([*self.head.losses(outputs, anchors, targets).values()]).sum()
-
-
-def _places(whole: Sequence[tuple[int, int]], part: Sequence[tuple[int, int]], per: int) -> Tensor:
-    """Where the anchors of an image, `per` a position, stand among those of a larger one that it
-    is the upper left corner of, int64 `(A',)`."""
-    places, before = [], 0
-    for (height, width), (high, wide) in zip(whole, part, strict=True):
-        count = height * width * per
-        level = torch.arange(before, before + count).view(height, width, per)
-        places.append(level[:high, :wide].flatten())
-        before += count
-    return torch.cat(places)
 
 
 __all__: Sequence[str] = (

@@ -14,7 +14,7 @@ from resbackbones.errors import InputError
 from resbackbones.metrics import items
 from resbackbones.pretrained import ResidualPreTrainedModel
 from resbackbones.vision.boxes import select
-from resbackbones.vision.images import read_image
+from resbackbones.vision.images import one_value_refusal, read_image
 from resbackbones.vision.metrics import AveragePrecision
 from resbackbones.vision.processor import (
     ResidualImageProcessor,
@@ -135,17 +135,15 @@ class Detector(ResidualPreTrainedModel):
         """
         height, width = x.shape[2:]
         below, right = (-side % self.pyramid.divisor for side in (height, width))
+        whole = x
         if torch.compiler.is_compiling() or below or right:
-            x = functional.pad(x, (0, right, 0, below))
+            whole = functional.pad(x, (0, right, 0, below))
         try:
-            return self.pyramid(self.backbone(x))
+            return self.pyramid(self.backbone(whole))
         except ValueError as error:
-            if "more than 1 value per channel" not in str(error):
+            if (refusal := one_value_refusal(error, x)) is None:
                 raise
-            raise InputError(
-                f"a batch norm cannot be trained on {len(x)} image of {width}x{height} "
-                'pixels; give more or larger images, or build the model with norm="group"'
-            ) from error
+            raise refusal from error
 
     def groups(self, x: Tensor, sizes: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Images with padding, those of one size together.

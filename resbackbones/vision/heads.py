@@ -63,16 +63,26 @@ class FCOSDetection(FCOSHead):
         """Boxes `(B, A, 4)` of anchors `(A, 4)`."""
         return self.box_coder.decode(regression, anchors)
 
-    def losses(
-        self, outputs: dict[str, Tensor], anchors: Tensor, targets: list[dict[str, Tensor]]
-    ) -> dict[str, Tensor]:
-        """torchvision's, each a sum over the batch divided by how many points have an object."""
+    def matched(self, anchors: Tensor, targets: list[dict[str, Tensor]]) -> list[Tensor]:
+        """Per image, which of its objects each point is to find, int64 `(A,)`; -1 for none."""
         finest, coarsest = (
             int((anchors[0, :, 2] - anchors[0, :, 0] == sizes[0]).sum())
             for sizes in (self.anchors.sizes[0], self.anchors.sizes[-1])
         )
-        of = SimpleNamespace(head=self, center_sampling_radius=1.5)
-        return FCOS.compute_loss(of, targets, outputs, list(anchors), [finest, coarsest])
+        # torchvision matches and asks its head for the loss in one go: this head stops in between.
+        head = SimpleNamespace(compute_loss=lambda *given: given[-1])
+        of = SimpleNamespace(head=head, center_sampling_radius=1.5)
+        return FCOS.compute_loss(of, targets, {}, list(anchors), [finest, coarsest])
+
+    def weight(self, anchors: Tensor, targets: list[dict[str, Tensor]]) -> Tensor:
+        """What `losses` divides by: how many points of the batch have an object, 1 at least."""
+        return (torch.stack(self.matched(anchors, targets)) >= 0).sum().clamp(min=1)
+
+    def losses(
+        self, outputs: dict[str, Tensor], anchors: Tensor, targets: list[dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """torchvision's, each a sum over the batch divided by how many points have an object."""
+        return self.compute_loss(targets, outputs, list(anchors), self.matched(anchors, targets))
 
     def reset_parameters(self) -> None:
         """Draw anew what tells classes apart."""
@@ -96,6 +106,10 @@ class RetinaNetDetection(RetinaNetHead):
         several = regression.movedim(0, 1).flatten(1)
         boxes = self.regression_head.box_coder.decode_single(several, anchors)
         return boxes.unflatten(1, (-1, 4)).movedim(0, 1)
+
+    def weight(self, anchors: Tensor, targets: list[dict[str, Tensor]]) -> int:
+        """What `losses` divides by: how many images there are."""
+        return len(targets)
 
     def losses(
         self, outputs: dict[str, Tensor], anchors: Tensor, targets: list[dict[str, Tensor]]

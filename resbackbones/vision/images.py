@@ -62,6 +62,23 @@ def read_image(image: Any, processor: Any) -> Any:
     return image
 
 
+def one_value_refusal(error: ValueError, x: Tensor) -> InputError | None:
+    """What to say where a batch norm finds one value per channel in training; None of any other
+    error.
+
+    Args:
+        error: of the net.
+        x: what it was given, `(B, C, H, W)`.
+    """
+    if "more than 1 value per channel" not in str(error):
+        return None
+    height, width = x.shape[2:]
+    return InputError(
+        f"a batch norm cannot be trained on {len(x)} image of {width}x{height} pixels; give more "
+        'or larger images, or build the model with norm="group"'
+    )
+
+
 def _header_mode(value: Any) -> str:
     """How PIL calls the kind of pixels of an image in a data set."""
     with image_header(value) as image:
@@ -142,4 +159,10 @@ def _looked_at(source: Source) -> Tensor:
     return torch.linspace(0, len(source) - 1, LOOKED_AT, dtype=torch.float64).long()
 
 
-__all__: Sequence[str] = ("choose_channels", "choose_size", "open_image", "read_image")
+__all__: Sequence[str] = (
+    "choose_channels",
+    "choose_size",
+    "one_value_refusal",
+    "open_image",
+    "read_image",
+)

@@ -80,6 +80,7 @@ class MaskItems(Items):
     Attributes:
         source: the rows that are items, in their order.
         rows: each item's row in the source as given.
+        sizes: the different heights and widths of the images.
         skipped: the damaged ones, "name: reason".
 
     Raises:
@@ -106,6 +107,7 @@ class MaskItems(Items):
             )
         self.processor, self.augment, self.device = processor, augment, torch.device(device)
         self._target, left = source.target, memory
+        self.sizes: set[tuple[int, int]] = set()
 
         def kept(value: Tensor) -> Tensor | None:
             """What was decoded, as long as there is memory for it."""
@@ -134,7 +136,8 @@ class MaskItems(Items):
             own, classes = found[row]
             if own != size:
                 fault = (
-                    f"has a mask of {own[1]}x{own[0]} pixels, but its image is {size[1]}x{size[0]}"
+                    f"has a mask of {own[1]}x{own[0]} pixels, but its image, as it is viewed, is "
+                    f"{size[1]}x{size[0]}"
                 )
                 if on_bad == "error":
                     raise InputError(
@@ -144,6 +147,7 @@ class MaskItems(Items):
                 self.skipped.append(f"{source.row_name(row)}: {fault}")
                 continue
             self.rows.append(row)
+            self.sizes.add((size[0], size[1]))
             self._pixels.append(pixels)
             self._masks.append(classes)
         if not self.rows:
@@ -161,6 +165,18 @@ class MaskItems(Items):
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def check_batches(self, size: int) -> None:
+        """Refuse batches of so many items, before any is made.
+
+        Raises:
+            InputError: the images have several sizes and nothing is cropped.
+        """
+        if size > 1 and len(self.sizes) > 1 and self.augment is None:
+            raise InputError(
+                f"{self.source.name}: images of {len(self.sizes)} sizes cannot be one batch; take "
+                "them one by one (--evaluation-batch-size 1, and --batch-size 1 without crops)"
+            )
 
     def __getitems__(self, rows: Sequence[int]) -> dict[str, Tensor]:
         """`pixel_values` `(B, C, H, W)` and `labels` int64 `(B, H', W')`, 255 where there is no
@@ -186,11 +202,7 @@ class MaskItems(Items):
             ]
             x, labels = (torch.cat(parts) for parts in zip(*done, strict=True))
             return {"pixel_values": x, "labels": labels}
-        if len(sizes) > 1:
-            raise InputError(
-                f"images or masks of {len(sizes)} sizes cannot be one batch; take them one by one "
-                "(--evaluation-batch-size 1, and --batch-size 1 without crops)"
-            )
+        self.check_batches(len(sizes))
         x = self.processor.scale(torch.stack(pixels))
         return {"pixel_values": x, "labels": torch.stack(masks).long()}
 

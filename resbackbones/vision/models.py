@@ -14,7 +14,7 @@ from resbackbones.core.heads import Head
 from resbackbones.core.spec import BackboneSpec
 from resbackbones.errors import InputError
 from resbackbones.pretrained import ResidualConfig
-from resbackbones.vision.images import read_image
+from resbackbones.vision.images import one_value_refusal, read_image
 from resbackbones.vision.processor import ResidualImageProcessor, check_channels
 
 
@@ -96,8 +96,17 @@ class ResidualForImageClassification(ResidualClassifier):
 
         Returns:
             `.logits` `(B, K)`, and `.loss` when labels are given.
+
+        Raises:
+            InputError: labels that are none, or a batch too small for a batch norm to be trained
+                on.
         """
-        logits = self.classify(pixel_values)
+        try:
+            logits = self.classify(pixel_values)
+        except ValueError as error:
+            if (refusal := one_value_refusal(error, pixel_values)) is None:
+                raise
+            raise refusal from error
         return ImageClassifierOutputWithNoAttention(
             loss=self.loss(logits, labels),
             logits=logits,

@@ -20,7 +20,7 @@ from resbackbones.vision.decoders import (
     decoder_to_dict,
     enlarged,
 )
-from resbackbones.vision.images import read_image
+from resbackbones.vision.images import one_value_refusal, read_image
 from resbackbones.vision.metrics import PixelConfusion, real_pixels
 from resbackbones.vision.models import ResidualVisionConfig
 from resbackbones.vision.processor import ResidualImageProcessor, at_size, check_channels
@@ -152,10 +152,16 @@ class ResidualForSemanticSegmentation(ResidualPreTrainedModel):
             `.logits` `(B, K, H, W)`, and `.loss` when labels are given.
 
         Raises:
-            InputError: labels of another shape, or that are no classes.
+            InputError: labels of another shape, or that are no classes; a batch too small for a
+                batch norm to be trained on.
         """
         size = pixel_values.shape[2:]
-        logits = self.head(self.decoder(self.backbone(pixel_values), size))
+        try:
+            logits = self.head(self.decoder(self.backbone(pixel_values), size))
+        except ValueError as error:
+            if (refusal := one_value_refusal(error, pixel_values)) is None:
+                raise
+            raise refusal from error
         logits = enlarged(logits.float(), self.decoder.stride, size)
         return SemanticSegmenterOutput(loss=self.loss(logits, labels), logits=logits)
 

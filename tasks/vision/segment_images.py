@@ -86,6 +86,9 @@ def experiment(config: Config) -> Experiment:
     if config.augment:
         height = max(32, round(side / 48) * 32)
         train.augment = MaskAugment(config.crop or (height, height * 4 // 3), (2 / 3, 3 / 2))
+    train.check_batches(config.batch_size)
+    for part in (validation, test):
+        part.check_batches(config.evaluation_batch_size)
     simple = partial(baseline, train, validation, test)
     return Experiment(splits, train, validation, test, build, simple, f"The {said}.")
 

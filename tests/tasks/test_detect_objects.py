@@ -113,6 +113,25 @@ def test_levels_that_the_net_has_not_are_named(
     assert "whose features have strides 2, 4" in refused(detect, *given, "--levels", "8", "16")
 
 
+def test_bad_images_are_named_or_left_out(
+    tmp_path: Path, refused: Callable[..., str], handed_to_fit: Callable
+) -> None:
+    folder = tmp_path / "yolo"
+    folder.mkdir()
+    for number in range(14):
+        image, _ = scene(number)
+        image.save(folder / f"{number:02}.png")
+        (folder / f"{number:02}.txt").write_text("0 0.5 0.5 0.5 0.5\n")
+    given = ("--data", folder, "--output", tmp_path / "out", *SPEED)
+    bad = folder / "03.png"
+    bad.write_bytes(bad.read_bytes()[:90])
+    said = refused(detect, *given)
+    assert str(bad) in said and "truncated" in said and "--on-bad skip" in said
+    train, _ = handed_to_fit(detect, *given, "--on-bad", "skip")
+    left = {Path(train.source.row_name(row)).stem for row in range(len(train))}
+    assert len(left) + len(train.skipped) >= 10 and "03" not in left
+
+
 def test_the_baseline_finds_what_is_plain_to_see(scenes: Path) -> None:
     splits = open_splits(str(scenes), kind="image", target=Boxes())
     size, _, _ = choose_resolution(splits.train)

@@ -1,4 +1,4 @@
-"""What the tests of images share: sources of images made here."""
+"""What the tests of images share: sources of images made here, and small models of them."""
 
 import io
 from typing import Any
@@ -6,8 +6,21 @@ from typing import Any
 import datasets
 import numpy as np
 import PIL.Image
+import torch
 
-from resbackbones.data import Source, open_dataset
+import resbackbones as rb
+from resbackbones.data import Boxes, Masks, Source, open_dataset
+from resbackbones.vision import (
+    BoxItems,
+    MaskItems,
+    ResidualForObjectDetection,
+    ResidualForSemanticSegmentation,
+    ResidualForTwoStageDetection,
+    UNet,
+)
+
+# No norm over a batch, so that an item counts the same in any.
+TINY = rb.BackboneSpec((rb.Stage(16, 1), rb.Stage(32, 1, 2)), stem=rb.Stem(16), norm="group")
 
 
 def encoded(image: PIL.Image.Image, kind: str = "png", **options: Any) -> dict[str, Any]:
@@ -52,3 +65,73 @@ def pil(source: Source, row: int) -> PIL.Image.Image:
 def pictures(*sizes: tuple[int, int]) -> Source:
     """Images of these widths and heights."""
     return source_of([png(np.zeros((height, width), np.uint8)) for width, height in sizes])
+
+
+def with_boxes(cells: list, boxes: list) -> Source:
+    """A source of these images, with these boxes (xyxy) of each, all of class a."""
+    objects = [{"xyxy": own, "label": [0] * len(own)} for own in boxes]
+    numbers = datasets.List(datasets.Value("float32"))
+    features = datasets.Features(
+        {
+            "image": datasets.Image(decode=False),
+            "objects": {
+                "xyxy": datasets.List(numbers),
+                "label": datasets.List(datasets.ClassLabel(names=["a", "b"])),
+            },
+        }
+    )
+    rows = datasets.Dataset.from_dict({"image": cells, "objects": objects}, features)
+    return open_dataset(rows, target=Boxes())
+
+
+def with_masks(cells: list, masks: list) -> Source:
+    """A source of these images and masks, of the classes 0 and 1."""
+    kind = datasets.Image(decode=False)
+    columns = {"image": cells, "mask": masks}
+    rows = datasets.Dataset.from_dict(columns, datasets.Features(image=kind, mask=kind))
+    return open_dataset(rows, target=Masks(("a", "b")))
+
+
+def photo(width: int, height: int) -> np.ndarray:
+    return np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def detector(kind: str = "fcos", **options: Any) -> ResidualForObjectDetection:
+    torch.manual_seed(0)
+    options = {"labels": ["a", "b"], "levels": (2, 4), "channels": 64} | options
+    if kind == "fcos":
+        options["convolutions"] = 1
+    return ResidualForObjectDetection.build(TINY, detector=kind, **options)
+
+
+def boxed(model: Any) -> BoxItems:
+    """Images of several sizes, of one, two, three and no objects."""
+    sizes = [(32, 24), (24, 32), (40, 20), (30, 30)]
+    boxes = [
+        [[2, 3, 20, 20]],
+        [[1, 1, 12, 30], [10, 4, 20, 9]],
+        [[0, 0, 9, 9], [12, 2, 39, 19], [5, 5, 30, 18]],
+        [],
+    ]
+    cells = [png(photo(*size)) for size in sizes]
+    return BoxItems(with_boxes(cells, boxes), model.processor)
+
+
+def segmenter(**options: Any) -> ResidualForSemanticSegmentation:
+    torch.manual_seed(0)
+    return ResidualForSemanticSegmentation.build(
+        TINY, decoder=UNet(4, 8), **{"labels": ["a", "b"]} | options
+    )
+
+
+def masked(model: Any) -> MaskItems:
+    masks = [png((photo(n, 24)[:, :20, 0] > 99).astype(np.uint8)) for n in range(20, 24)]
+    cells = [png(photo(n, 24)[:, :20]) for n in range(20, 24)]
+    return MaskItems(with_masks(cells, masks), model.processor)
+
+
+def two_stage(**options: Any) -> ResidualForTwoStageDetection:
+    torch.manual_seed(0)
+    return ResidualForTwoStageDetection.build(
+        TINY, labels=["a", "b"], levels=(2, 4), channels=16, hidden=16, **options
+    )
