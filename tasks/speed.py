@@ -7,13 +7,13 @@
 
 The sequence nets are measured against the same written by hand with `nn.Conv1d` and
 `nn.BatchNorm1d` without masks, and against themselves with `lengths` of T / 2 to T positions;
-resnet50 (ours returns the features of all stages, the other the last) and fcos, on a pyramid of a
-ResNet-18, against torchvision's. Both sides have the same weights, and must give the same output
-before anything is timed. Then their calls take turns, so that whatever else the machine does slows
-all of them: each round gives one ratio, and the tables show medians. A training step is a forward
-pass, a loss (of a backbone, the mean square of its output), a backward pass and a step of SGD; in
-evaluation, fcos also chooses boxes. Its images are normalised already, and torchvision's transform
-of images, which is part of its FCOS, leaves them as they are.
+resnet50 and fcos, on a pyramid of a ResNet-18, against torchvision's. Both sides have the same
+weights, and must give the same output before anything is timed. Then their calls take turns, so
+that whatever else the machine does slows all of them: each round gives one ratio, and the tables
+show medians. A training step is a forward pass, a loss (of a backbone, the mean square of its
+output), a backward pass and a step of SGD; in evaluation, fcos also chooses boxes. Its images are
+normalised already, and torchvision's transform of images, which is part of its FCOS, leaves them as
+they are.
 
 The peak memory of a call is the most bytes that tensors take at once beyond those there before: no
 weights, but gradients. On a CPU it is the running sum of what torch.profiler tells of every
@@ -210,8 +210,7 @@ def backbones(name: str, config: Config) -> tuple[dict[str, Side], Tensor]:
 
     def side(net: nn.Module, *inputs: Tensor) -> Side:
         def output() -> Tensor:
-            y = net(*inputs)
-            return y if isinstance(y, Tensor) else y[-1]
+            return net(*inputs, stages=(-1,))[0] if net is ours else net(*inputs)
 
         return Side(net.to(config.device), output, lambda: output().float().square().mean())
 
