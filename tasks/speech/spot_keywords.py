@@ -114,7 +114,7 @@ recognise = transformers.pipeline("audio-classification", model="{model}")
 samples, rate = soundfile.read("clip.wav", dtype="float32", always_2d=True)
 print(recognise({{"array": samples.mean(1), "sampling_rate": rate}}, top_k=3))
 """
-TASK = Task("spot_keywords", "audio", Config, experiment, items, Model, read, USE)
+TASK = Task("spot_keywords", "audio", Config, experiment, items, (Model,), read, USE)
 
 if __name__ == "__main__":
     run(TASK)

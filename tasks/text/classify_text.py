@@ -114,7 +114,7 @@ import resbackbones.text
 classify = transformers.pipeline("text-classification", model="{model}")
 print(classify(["a text of yours", "and another"], top_k=3))
 """
-TASK = Task("classify_text", "text", Config, experiment, items, Model, read, USE)
+TASK = Task("classify_text", "text", Config, experiment, items, (Model,), read, USE)
 
 if __name__ == "__main__":
     run(TASK)

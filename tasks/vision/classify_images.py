@@ -104,7 +104,7 @@ import resbackbones.vision
 classify = transformers.pipeline("image-classification", model="{model}")
 print(classify(PIL.Image.open("image.png"), top_k=3))
 """
-TASK = Task("classify_images", "image", Config, experiment, items, Model, read, USE)
+TASK = Task("classify_images", "image", Config, experiment, items, (Model,), read, USE)
 
 if __name__ == "__main__":
     run(TASK)

@@ -104,7 +104,7 @@ draw_masks(image, classes, list(model.config.id2label.values())).save("classes.p
 """
 FIGURES = ("mean_iou", "mean_dice", "pixel_accuracy")
 TASK = Task(
-    *("segment_images", "image", Config, experiment, items, Model, read, USE, FIGURES),
+    *("segment_images", "image", Config, experiment, items, (Model,), read, USE, FIGURES),
     target=lambda model: Masks(names_of(model)),
     answer=name_shares,
 )
