@@ -210,9 +210,9 @@ class Task:
         config: its fields.
         experiment: what it trains.
         items: a source as the items of a model with this processor, not augmented.
-        model: the class of its models.
+        models: the classes of its models; the configuration of a saved one says which it is.
         read: a file as what `answer` takes, one input or more, for this processor.
-        use: Python that loads `{model}` and calls it.
+        use: Python that loads `{model}`, of the class `{name}`, and calls it.
         gpu: the defaults of `--setting gpu` that differ.
         figures: as they stand in the table, those that the metric has; the first of these is the
             one recorded.
@@ -225,7 +225,7 @@ class Task:
     config: type[Recipe]
     experiment: Callable[[Any], Experiment]
     items: Callable[[Any, Source, Any], Items]
-    model: type[ResidualPreTrainedModel]
+    models: Sequence[type[ResidualPreTrainedModel]]
     read: Callable[[Path, Any], list[Any]]
     use: str
     gpu: Mapping[str, Any]
@@ -422,7 +422,8 @@ def conclude(
         )
         print(f"recorded {report.save_record(made_record)}")
     print(f"\nModels, logs and curves are in {folder}; results.json has each class. Use one:\n")
-    use = task.use.format(model=folder / f"seed-{config.seeds[0]}" / "model")
+    place = folder / f"seed-{config.seeds[0]}" / "model"
+    use = task.use.format(model=place, name=type(model).__name__)
     print(textwrap.indent(use.strip(), "    "))
 
 

@@ -14,6 +14,7 @@ from resbackbones.metrics import Confusion, Metric, MultiLabel
 from resbackbones.train import Result
 
 SHOWN = {"map": "mAP", "ap": "AP", "ap50": "AP50", "ap75": "AP75"}
+SHOWN |= {f"mask_{name}": f"mask {shown}" for name, shown in SHOWN.items()}
 
 
 @dataclass(frozen=True)

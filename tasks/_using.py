@@ -39,11 +39,15 @@ def load(task: Task, saved: Path) -> Any:
     Raises:
         InputError: there is none, or it is another recipe's.
     """
-    told, expected = saved / "config.json", task.model.config_class.model_type
+    told = saved / "config.json"
+    text = told.read_text(encoding="utf-8") if told.is_file() else ""
     # transformers would make what it can of any configuration.
-    if told.is_file() and f'"model_type": "{expected}"' not in told.read_text(encoding="utf-8"):
+    fitting = [
+        each for each in task.models if f'"model_type": "{each.config_class.model_type}"' in text
+    ]
+    if text and not fitting:
         raise InputError(f"{saved} is no model of {task.name}; use the recipe that trained it")
-    return task.model.from_pretrained(saved)
+    return (fitting or task.models)[0].from_pretrained(saved)
 
 
 def measure(task: Task, config: Recipe, saved: Path) -> None:

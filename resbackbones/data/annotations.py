@@ -33,9 +33,12 @@ from resbackbones.data.yolo import open_yolo
 from resbackbones.errors import InputError
 
 
-def open_annotations(path: Path) -> Opened | None:
+def open_annotations(path: Path, masks: bool = False) -> Opened | None:
     """Images with boxes in annotation files: in a folder, or in one that was given, JSON or YAML.
     None where there are none.
+
+    Args:
+        masks: read the objects' masks, too, which COCO's files have.
 
     Raises:
         InputError: files that cannot be read, or that contradict themselves or the images.
@@ -48,7 +51,7 @@ def open_annotations(path: Path) -> Opened | None:
     images = Images(files)
     chosen = None if path.is_dir() else path.relative_to(root)
     if annotated := _coco_files(root, files if chosen is None else [chosen]):
-        return _open_coco(root, annotated, images)
+        return _open_coco(root, annotated, images, masks)
     documents = [file for file in files if file.suffix.lower() == ".xml"]
     if chosen is None and documents and (opened := _open_voc(root, documents, files, images)):
         return opened
@@ -74,7 +77,7 @@ def _coco_files(root: Path, files: Iterable[Path]) -> dict[Path, Any]:
     return found
 
 
-def _open_coco(root: Path, contents: Mapping[Path, Any], images: Images) -> Opened:
+def _open_coco(root: Path, contents: Mapping[Path, Any], images: Images, masks: bool) -> Opened:
     rows: dict[str, list[Row]] = {}
     notes = [f"Read as COCO, from {', '.join(map(str, contents))}"]
     named = {file: split_in(file.stem) or split_in(file.parent.name) for file in contents}
@@ -82,7 +85,7 @@ def _open_coco(root: Path, contents: Mapping[Path, Any], images: Images) -> Open
         _check_coco(root / file, content)
         folders = _image_folders(file, named[file], images.paths)
         find = partial(_image_of_split, images, folders, named[file])
-        own, said = _coco_rows(root / file, content, find)
+        own, said = _coco_rows(root / file, content, find, masks)
         rows.setdefault(named[file] or "train", []).extend(own)
         notes += said
     first = min(contents, key=lambda file: named[file] not in (None, "train"))
@@ -132,7 +135,7 @@ def _image_folders(file: Path, split: str | None, images: Iterable[Path]) -> lis
 
 
 def _coco_rows(
-    path: Path, content: Mapping[str, Any], find: Callable[[str], Path | None]
+    path: Path, content: Mapping[str, Any], find: Callable[[str], Path | None], masks: bool
 ) -> tuple[list[Row], list[str]]:
     """A row per image that is there, and sentences on what is left out."""
     rows: dict[Path, Row] = {}
@@ -174,6 +177,8 @@ def _coco_rows(
             category = entry.get("category_id")
             row.boxes.append(_corners(entry.get("bbox")))
             row.labels.append(names.get(str(category), f"category_id {category}"))
+            if masks:
+                row.segmentations.append(entry.get("segmentation"))
     notes = [
         *told(missing, "image is not there, left out", "images are not there, left out"),
         *told(again, "image is listed twice, joined", "images are listed twice, joined"),

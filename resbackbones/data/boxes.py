@@ -42,6 +42,7 @@ class _Objects:
         boxes: as they stand, float64 `(M, 4)`; what is no four numbers is NaN.
         kinds: the different labels, as they stand.
         labels: each one's position in `kinds`, int64 `(M,)`.
+        masks: each one's run lengths, `(M,)`, None where it has none usable or none are wanted.
         faults: rows whose objects cannot be read at all -> why.
         told: the format that the field's name says, if it does.
     """
@@ -50,6 +51,7 @@ class _Objects:
     boxes: np.ndarray
     kinds: list[Any]
     labels: np.ndarray
+    masks: np.ndarray
     faults: dict[int, str]
     told: Literal["xyxy", "xywh"] | None
 
@@ -74,6 +76,7 @@ WRONG = {
     3: "of zero size",
     4: "outside the image",
     5: "of an unknown label",
+    6: "without a usable segmentation",
 }
 
 
@@ -85,7 +88,8 @@ class Boxes(Target):
     `{"bbox": […], "category": …}`, under any usual names; a missing cell is an image without
     objects. Boxes are in pixels of the image as it is viewed, from its upper left corner on. What
     reaches outside is clipped. A box cannot be used if it is not finite, ends before its start, has
-    zero size, lies outside the image, or has a label that is none of the classes.
+    zero size, lies outside the image, has a label that is none of the classes or, where masks are
+    wanted, lacks one.
 
     Attributes:
         names: of the classes; a class's number is its position. () for those of the column: of its
@@ -96,6 +100,8 @@ class Boxes(Target):
             find it where only one of them fits the images.
         on_bad_box: "drop" leaves out boxes that cannot be used, counted in the notes; "error" makes
             an image with one a row that cannot be used.
+        masks: whether each object has a mask, too, from the segmentations in COCO's JSON: polygons
+            or run lengths, of the image's size and with a pixel at least.
 
     Raises:
         InputError: an unknown `box_format` or `on_bad_box`.
@@ -113,6 +119,7 @@ class Boxes(Target):
     numbered: bool | None = None
     box_format: Literal["xyxy", "xywh"] | None = None
     on_bad_box: Literal["drop", "error"] = "drop"
+    masks: bool = False
 
     role: ClassVar[str] = "objects"
     usual: ClassVar[tuple[str, ...]] = ("objects", "annotations", "boxes", "bboxes", "labels")
@@ -143,7 +150,7 @@ class Boxes(Target):
         return tuple(names[0]) if names and names[0] is not None else None
 
     def learn(self, train: Column) -> "Boxes":
-        objects = _objects(train)
+        objects = _objects(train, self.masks)
         if not len(objects.rows):
             raise InputError(
                 f"{train.split} has no box in column {train.name!r}; expected objects to learn from"
@@ -157,14 +164,15 @@ class Boxes(Target):
             raise InputError(
                 f"not one of {len(wrong):,} boxes of {train.split} can be used (the first is "
                 f"{WRONG[int(wrong[0])]}: {_said(objects, 0)}, labelled {objects.label(0)!r}); "
-                "check the boxes, their format and the names of the classes"
+                f"check the boxes, their format{', their masks (of COCO)' * self.masks} and the "
+                "names of the classes"
             )
         return learned
 
     def faults(self, column: Column) -> dict[int, str]:
         """Rows whose objects cannot be read; with `on_bad_box="error"` those, too, with a box that
         cannot be used, once this was learned."""
-        objects = _objects(column)
+        objects = _objects(column, self.masks)
         found = dict(objects.faults)
         if self.on_bad_box == "error" and self.numbered is not None:
             checked = self._checked(objects, column)
@@ -174,23 +182,32 @@ class Boxes(Target):
                 found[int(objects.rows[index])] = f"has a box {why} ({box})"
         return found
 
-    def values(self, column: Column) -> list[dict[str, Tensor]]:
+    def values(self, column: Column) -> list[dict[str, Any]]:
         """Each row's objects: `boxes`, float32 `(N, 4)`, xyxy in pixels; `class_labels`, int64
-        `(N,)`. N may be 0."""
+        `(N,)`; and where they are wanted `masks`, N of `{"size": [H, W], "counts": bytes}`, the run
+        lengths of COCO. N may be 0."""
         refuse_faults(self, column)
-        objects = _objects(column)
+        objects = _objects(column, self.masks)
         checked = self._checked(objects, column)
         fine = checked.wrong == 0
         counts = np.bincount(objects.rows[fine], minlength=len(column.cells)).tolist()
         boxes = torch.from_numpy(checked.boxes[fine].astype(np.float32)).split(counts)
         numbers = torch.from_numpy(checked.numbers[fine]).split(counts)
-        return [
+        found: list[dict[str, Any]] = [
             {"boxes": own, "class_labels": labels}
             for own, labels in zip(boxes, numbers, strict=True)
         ]
+        if self.masks:
+            for value in found:
+                value["masks"] = []
+            sizes = column.sizes or ()
+            for row, counts in zip(objects.rows[fine], objects.masks[fine], strict=True):
+                width, height = sizes[row]
+                found[row]["masks"].append({"size": [height, width], "counts": counts.encode()})
+        return found
 
     def remarks(self, column: Column) -> tuple[str, ...]:
-        objects = _objects(column)
+        objects = _objects(column, self.masks)
         checked = self._checked(objects, column)
         sentences = []
         dropped = np.flatnonzero(checked.wrong)
@@ -213,7 +230,7 @@ class Boxes(Target):
             sentences.append(f"{what} outside the images of {column.split}: clipped")
         return tuple(sentences)
 
-    def strata(self, values: list[dict[str, Tensor]]) -> Tensor:
+    def strata(self, values: list[dict[str, Any]]) -> Tensor:
         """The `rarest_class` of each image."""
         counts = torch.tensor([len(value["class_labels"]) for value in values])
         rows = torch.arange(len(values)).repeat_interleave(counts)
@@ -223,7 +240,7 @@ class Boxes(Target):
     def stratum(self, number: int) -> str:
         return f"class {self.names[number]!r}" if number < len(self.names) else "other images"
 
-    def describe(self, values: list[dict[str, Tensor]]) -> str:
+    def describe(self, values: list[dict[str, Any]]) -> str:
         """
         >>> square = {"boxes": torch.tensor([[0.0, 0, 9, 9]]), "class_labels": torch.tensor([0])}
         >>> empty = {"boxes": torch.zeros(0, 4), "class_labels": torch.zeros(0, dtype=torch.int64)}
@@ -263,7 +280,10 @@ class Boxes(Target):
         kinds = replace(column, cells=objects.kinds)
         known = Classes(self.names, self.numbered).numbers(kinds)
         numbers = np.array(known, dtype=np.int64)[objects.labels]
-        wrong = np.select([~finite, backwards, empty, outside, numbers < 0], [1, 2, 3, 4, 5], 0)
+        bare = np.array([self.masks and counts is None for counts in objects.masks], dtype=bool)
+        wrong = np.select(
+            [~finite, backwards, empty, outside, numbers < 0, bare], [1, 2, 3, 4, 5, 6], 0
+        )
         return _Checked(inside, numbers, clipped, wrong)
 
 
@@ -273,8 +293,8 @@ def _fields(feature: Any) -> Mapping[str, Any]:
     return inner if isinstance(inner, Mapping) else {}
 
 
-def _objects(column: Column) -> _Objects:
-    """Every object of a column.
+def _objects(column: Column, masks: bool) -> _Objects:
+    """Every object of a column, with its mask or without.
 
     Raises:
         InputError: cells that hold no boxes and labels.
@@ -293,7 +313,7 @@ def _objects(column: Column) -> _Objects:
     entries = cells.flatten() if is_list else cells
     none = np.zeros(0, np.int64)
     if cells.null_count == count or pyarrow.types.is_null(entries.type):
-        return _Objects(none, np.zeros((0, 4)), [], none, {}, None)
+        return _Objects(none, np.zeros((0, 4)), [], none, none.astype(object), {}, None)
     box, label = _known_fields(entries, column)
     boxes, labels = (pyarrow.compute.struct_field(entries, name) for name in (box, label))
     sizes = labels_of = _lengths(cells if is_list else boxes)
@@ -310,15 +330,19 @@ def _objects(column: Column) -> _Objects:
         )
     if not _is_list(boxes.type) and len(boxes) > boxes.null_count:
         raise _no_objects(column, cells)
+    counts = np.full(len(boxes), None, dtype=object)
+    if masks:
+        counts = _counts(entries, sizes)
     coded = labels.dictionary_encode("encode")
     codes = coded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
     rows, flat = np.repeat(np.arange(count), sizes), _numbers(boxes)
     if faults:
         readable = ~np.isin(np.arange(count), list(faults))
         flat, codes = flat[readable[rows]], codes[readable[np.repeat(np.arange(count), labels_of)]]
+        counts = counts[readable[rows]]
         rows = rows[readable[rows]]
     told: Any = box if box in FORMATS else None
-    return _Objects(rows, flat, coded.dictionary.to_pylist(), codes, faults, told)
+    return _Objects(rows, flat, coded.dictionary.to_pylist(), codes, counts, faults, told)
 
 
 def _known_fields(entries: Any, column: Column) -> tuple[str, str]:
@@ -336,6 +360,18 @@ def _known_fields(entries: Any, column: Column) -> tuple[str, str]:
             )
         found.append(name)
     return found[0], found[1]
+
+
+def _counts(entries: Any, sizes: np.ndarray) -> np.ndarray:
+    """The run lengths of each object's mask, `(M,)`, None where there is none; `sizes`: objects of
+    each row. Only what was read of COCO's files has any."""
+    counts = np.full(int(sizes.sum()), None, dtype=object)
+    if "run_lengths" in (field.name for field in entries.type):
+        lists = pyarrow.compute.struct_field(entries, "run_lengths")
+        if _is_list(lists.type):
+            has = np.repeat(_lengths(lists) == sizes, sizes)
+            counts[has] = lists.flatten().to_pylist()
+    return counts
 
 
 def _no_objects(column: Column, cells: Any) -> InputError:

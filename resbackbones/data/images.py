@@ -16,6 +16,7 @@ import pyarrow
 import torch
 
 from resbackbones.data.columns import MEDIA, viewed_size
+from resbackbones.data.instances import counts_of
 from resbackbones.data.paths import SPLITS, one_sentence, split_of, told
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ NO_BOX = (math.nan,) * 4  # of an object whose box cannot be read: it is told wi
 
 @dataclass
 class Row:
-    """An image and its objects; `size`: as it is viewed; `told`: as its annotation says; `fault`:
+    """An image and its objects; `size`: as it is viewed; `told`: as its annotation says;
+    `segmentations`: of all of them as COCO has them, or none where no masks are wanted; `fault`:
     why that cannot be used."""
 
     image: Path
@@ -34,6 +36,7 @@ class Row:
     told: tuple[int | None, int | None] = (None, None)
     boxes: list[Sequence[float]] = field(default_factory=list)
     labels: list[Any] = field(default_factory=list)
+    segmentations: list[Any] = field(default_factory=list)
     fault: str | None = None
 
 
@@ -76,6 +79,7 @@ def as_dataset(root: Path, rows: Sequence[Row], label_type: str = "string") -> "
     objects = {
         "xyxy": datasets.List(datasets.List(datasets.Value("float64"))),
         "category": datasets.List(datasets.Value(label_type)),
+        "run_lengths": datasets.List(datasets.Value("string")),
         "fault": datasets.Value("string"),
     }
     features = datasets.Features(
@@ -86,7 +90,13 @@ def as_dataset(root: Path, rows: Sequence[Row], label_type: str = "string") -> "
         "width": [row.size[0] for row in rows],
         "height": [row.size[1] for row in rows],
         "objects": [
-            {"xyxy": row.boxes, "category": row.labels, "fault": row.fault} for row in rows
+            {
+                "xyxy": row.boxes,
+                "category": row.labels,
+                "run_lengths": [counts_of(each, row.size) for each in row.segmentations],
+                "fault": row.fault,
+            }
+            for row in rows
         ],
     }
     # By Arrow itself, which is ten times as fast as by `from_dict`.

@@ -40,10 +40,10 @@ if TYPE_CHECKING:
     Where: TypeAlias = str | os.PathLike[str] | Dataset | DatasetDict
 
 
-# What other files beside the images may say, by the target's role; and what to expect there.
-LAYOUTS: dict[str, Callable[[Path], Opened | None]] = {
-    "objects": open_annotations,
-    "mask": open_pairs,
+# What other files beside the images may say of a target, by its role; and what to expect there.
+LAYOUTS: dict[str, Callable[[Path, Any], Opened | None]] = {
+    "objects": lambda path, target: open_annotations(path, getattr(target, "masks", False)),
+    "mask": lambda path, _: open_pairs(path),
 }
 HINTS = {
     "objects": " (beside images in files, boxes stand in COCO's JSON, Pascal VOC's XML, YOLO's "
@@ -303,7 +303,7 @@ def _open(
         parts = {"train": saved} if isinstance(saved, datasets.Dataset) else saved
         return Opened(str(path), {str(split): part for split, part in parts.items()}, path)
     if kind in (None, "image") and (find := LAYOUTS.get(target.role)):
-        if (opened := find(path)) is not None:
+        if (opened := find(path, target)) is not None:
             return opened
     opened = open_path(path, Asked(kind, target.role, separator, encoding))
     return replace(opened, hint=opened.hint + HINTS.get(target.role, ""))

@@ -33,6 +33,7 @@ def read(
     decode: Callable[[Any], Any],
     on_bad: str = "error",
     workers: int | None = None,
+    check: Callable[[int, Any], None] | None = None,
 ) -> Read:
     """Decode every row's input, in threads; what takes a while is told: on a terminal by a bar,
     elsewhere in a line, and by the first process of several alone.
@@ -42,6 +43,7 @@ def read(
             What it raises makes the item a bad one, unless it is a MemoryError.
         on_bad: "error" stops at the first bad item, "skip" lists it and goes on.
         workers: threads; by default as many as torch uses.
+        check: of a row and its item; a ValueError of it makes the item a bad one, too.
 
     Raises:
         InputError: a bad item, its file or row named; or nothing but bad items.
@@ -81,6 +83,11 @@ def read(
                     print(f"{title}: {len(source):,} items", file=sys.stderr, flush=True)
                     due = math.inf
                 for row, (item, error) in enumerate(done, start):
+                    if error is None and check is not None:
+                        try:
+                            check(row, item)
+                        except ValueError as fault:
+                            error = fault
                     if error is None:
                         found.items.append(item)
                         found.rows.append(row)

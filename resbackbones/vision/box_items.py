@@ -8,8 +8,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torchvision.ops import masks_to_boxes
 
 from resbackbones.data import Boxes, Items, Rereader, Source, read
+from resbackbones.data.instances import RunLengths, decode, encode
 from resbackbones.errors import InputError
 from resbackbones.vision.augment import jittered
 from resbackbones.vision.detector import ResidualDetectionProcessor
@@ -19,7 +21,7 @@ SMALLEST = 2.0  # pixels of a side that a varied box has at least
 LEAST = 12.0  # pixels of a side that nearly every box is to have
 DRAWS = 10  # that an image takes, before the partners of a mosaic
 
-Label = dict[str, Tensor]
+Label = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,8 @@ class BoxAugment:
         jitter: half-width of the factors on brightness, contrast and (of three channels)
             saturation.
         visible: boxes of which less than this share of the area is left are dropped, as are those
-            of less than 2 pixels a side.
+            of less than 2 pixels a side. Where there are masks, the box of what was cut is that of
+            what is left of its mask.
 
     Raises:
         InputError: a number out of range.
@@ -68,7 +71,7 @@ class BoxItems(Items):
     are kept, as uint8.
 
     Args:
-        source: from `open_dataset` or `open_splits` with `target=Boxes()`.
+        source: from `open_dataset` or `open_splits` with `target=Boxes()`, or `Boxes(masks=True)`.
         processor: the model's.
         augment: for training; None leaves images alone.
         on_bad: "error" names the first damaged image, "skip" leaves damaged ones out and lists
@@ -80,13 +83,14 @@ class BoxItems(Items):
     Attributes:
         source: the rows that are items, in their order.
         labels: of each, {"boxes", "class_labels"}, in pixels of the size the processor brings it
-            to.
+            to; and where the source has them "masks", run-length encoded at that size.
         canvas: height and width of varied images: of the largest, as the processor brings them.
         rows: each item's row in the source as given.
         skipped: the damaged ones, "name: reason".
 
     Raises:
-        InputError: a source without boxes; a damaged image, named, where they are not skipped.
+        InputError: a source without boxes; a damaged image, named, where they are not skipped; an
+            image with masks of another size.
     """
 
     def __init__(
@@ -115,7 +119,18 @@ class BoxItems(Items):
             left -= pixels.nbytes
             return size, pixels.shape[1:], pixels.to(self.device) if left >= 0 else None
 
-        found = read(source, decoded, on_bad)
+        told = source.column().sizes
+        assert told is not None  # of a target that is sized
+
+        def check(row: int, item: tuple[Any, Any, Tensor | None]) -> None:
+            (height, width), size = item[0], told[row]
+            if size != (width, height):
+                raise ValueError(
+                    f"it is {width}x{height} pixels as it is viewed, but its boxes are told to be "
+                    "of {}x{}".format(*size or ("unknown", "size"))
+                )
+
+        found = read(source, decoded, on_bad, check=check)
         self.rows, self.skipped = found.rows, found.skipped
         self.source = source.select(self.rows) if self.skipped else source
         self.reread = Rereader(self.source, self._decode)
@@ -125,9 +140,13 @@ class BoxItems(Items):
         height, width = (max(sides) for sides in zip(*self.sizes, strict=True))
         self.canvas: tuple[int, int] = (height, width)
         self.labels: list[Label] = []
-        for label, (own, fitted, _) in zip(self.source.targets(), found.items, strict=True):
+        targets = self.source.targets()
+        for label, (own, fitted, _) in zip(targets, found.items, strict=True):
             ratio = torch.tensor([fitted[1] / own[1], fitted[0] / own[0]]).repeat(2)
-            self.labels.append({**label, "boxes": label["boxes"] * ratio})
+            label = {**label, "boxes": label["boxes"] * ratio}
+            if "masks" in label:
+                label["masks"] = [_fitted(mask, fitted) for mask in label["masks"]]
+            self.labels.append(label)
 
     def _parts(self) -> Iterator[bytes | str]:
         yield from super()._parts()
@@ -143,17 +162,28 @@ class BoxItems(Items):
 
     def __getitems__(self, rows: Sequence[int]) -> dict[str, Any]:
         """`pixel_values` `(B, C, H, W)`, `labels`, one dictionary per image, and `pixel_mask`
-        `(B, H, W)` where images may differ in size: varied ones do not."""
+        `(B, H, W)` where images may differ in size: varied ones do not. "masks" are uint8
+        `(N, H, W)`, 1 in the object."""
         rows = torch.as_tensor(rows).tolist()
         if self.augment is None:
+            batch = self.processor.batch(self._load(rows))
             labels = [dict(self.labels[row]) for row in rows]
-            return {**self.processor.batch(self._load(rows)), "labels": self._there(labels)}
+            for row, label in zip(rows, labels, strict=True):
+                if "masks" in label:
+                    label["masks"] = self._masks(row, batch["pixel_values"].shape[2:])
+            return {**batch, "labels": self._there(labels)}
         draws = self.draws(rows, DRAWS + 3)
         x, sizes, labels = self._laid(rows, draws)
         x, labels = varied(x, sizes, labels, self.augment, draws, self.canvas)
         if self.augment.jitter:
             x = jittered(x, self.augment.jitter, draws[:, 7:10].to(self.device), self.processor)
         return {"pixel_values": x, "labels": self._there(labels)}
+
+    def _masks(self, row: int, size: Sequence[int], top: int = 0, left: int = 0) -> Tensor:
+        """A row's masks, uint8 `(N, *size)`, in which its image begins at top and left."""
+        (height, width), (high, wide) = size, self.sizes[row]
+        masks = decode(self.labels[row]["masks"], (high, wide))
+        return functional.pad(masks, (left, width - left - wide, top, height - top - high))
 
     def _there(self, labels: list[Label]) -> list[Label]:
         return [{name: value.to(self.device) for name, value in one.items()} for one in labels]
@@ -172,7 +202,7 @@ class BoxItems(Items):
             partners = [row]
             if tiled[number]:
                 partners += (draws[number, DRAWS:] * len(self)).long().tolist()
-            boxes = []
+            boxes, masks = [], []
             for place, (partner, pixels) in enumerate(
                 zip(partners, self._load(partners), strict=True)
             ):
@@ -183,8 +213,11 @@ class BoxItems(Items):
                 scaled = self.processor.scale(pixels.unsqueeze(0))[0]
                 x[number, :, top : top + high, left : left + wide] = scaled
                 boxes.append(self.labels[partner]["boxes"] + torch.tensor([left, top, left, top]))
+                if "masks" in self.labels[partner]:
+                    masks.append(self._masks(partner, x.shape[2:], top, left))
             classes = [self.labels[partner]["class_labels"] for partner in partners]
-            labels.append({"boxes": torch.cat(boxes), "class_labels": torch.cat(classes)})
+            label = {"boxes": torch.cat(boxes), "class_labels": torch.cat(classes)}
+            labels.append({**label, "masks": torch.cat(masks)} if masks else label)
             whole = (2 * height, 2 * width) if tiled[number] else self.sizes[row]
             sizes[number] = torch.tensor(whole)
         return x, sizes, labels
@@ -197,7 +230,10 @@ class BoxItems(Items):
 
 
 def choose_resolution(
-    source: Source, side: int | None = None, levels: Sequence[int] | None = None
+    source: Source,
+    side: int | None = None,
+    levels: Sequence[int] | None = None,
+    finest: int | None = None,
 ) -> tuple[dict[str, int], tuple[int, ...], str]:
     """The size to look for a data set's objects at, for the processor, and the strides of the
     pyramid's levels to look on; and a sentence that says both.
@@ -212,6 +248,7 @@ def choose_resolution(
         source: the training images, with boxes.
         side: the longer one, in pixels, where it is given.
         levels: where they are given.
+        finest: of the levels, where only the others are to be chosen.
 
     Raises:
         InputError: a side of less than 32 pixels.
@@ -242,7 +279,7 @@ def choose_resolution(
         said = f"the longer side of each is brought to {longest}"
     if levels is None:
         scale = longest / own
-        finest = 4 if small * scale < LEAST * 0.9 else 8
+        finest = finest or (4 if small * scale < LEAST * 0.9 else 8)
         reach = float(sides.amax(1).quantile(0.99)) * scale
         chosen = [finest]
         while 8 * chosen[-1] < reach and chosen[-1] < 64:
@@ -271,7 +308,8 @@ def varied(
     Args:
         x: `(B, C, H, W)`, at whose upper left the images stand.
         sizes: their heights and widths, `(B, 2)`.
-        labels: per image "boxes" `(N, 4)` and "class_labels" `(N,)`.
+        labels: per image "boxes" `(N, 4)`, "class_labels" `(N,)` and, if there are, "masks"
+            `(N, H, W)`, uint8.
         options: what to do.
         draws: uniform numbers in 0 to 1, `(B, 7 or more)`, of which the first is not read.
         canvas: height and width of what comes out.
@@ -308,8 +346,45 @@ def varied(
         clipped = torch.minimum(boxes.clamp(min=0), limits)
         sides, before = clipped[:, 2:] - clipped[:, :2], boxes[:, 2:] - boxes[:, :2]
         seen = (sides >= SMALLEST).all(1) & (sides.prod(1) >= options.visible * before.prod(1))
-        found.append({"boxes": clipped[seen], "class_labels": label["class_labels"][seen]})
+        kept = {"boxes": clipped[seen], "class_labels": label["class_labels"][seen]}
+        if "masks" in label:
+            masks = label["masks"][seen].to(grid.device, torch.float32)
+            kept["masks"] = _sampled(masks, grid[number])
+            kept = _tightened(kept, (clipped != boxes)[seen].any(1))
+        found.append(kept)
     return x, found
+
+
+def _sampled(masks: Tensor, grid: Tensor) -> Tensor:
+    """Masks `(N, H, W)` at the places of a grid `(h, w, 2)`, uint8 `(N, h, w)`."""
+    if not len(masks):
+        return masks.new_zeros(0, *grid.shape[:2], dtype=torch.uint8)
+    soft = functional.grid_sample(masks[None], grid[None], "bilinear", "zeros", align_corners=False)
+    return (soft[0] >= 0.5).to(torch.uint8)
+
+
+def _tightened(label: Label, cut: Tensor) -> Label:
+    """What is left of objects with masks, the boxes of those that were cut, bool `(N,)`, around
+    what is left of their masks."""
+    some = (label["masks"] != 0).flatten(1).any(1).cpu()
+    label, cut = {name: value[some.to(value.device)] for name, value in label.items()}, cut[some]
+    tight = masks_to_boxes(label["masks"]).cpu() + torch.tensor([0.0, 0, 1, 1])
+    # A mask may reach out of its box.
+    tight = torch.cat([tight[:, :2].maximum(label["boxes"][:, :2]),
+                       tight[:, 2:].minimum(label["boxes"][:, 2:])], 1)  # fmt: skip
+    label["boxes"] = torch.where(cut.unsqueeze(1), tight, label["boxes"])
+    large = (label["boxes"][:, 2:] - label["boxes"][:, :2] >= SMALLEST).all(1)
+    return {name: value[large.to(value.device)] for name, value in label.items()}
+
+
+def _fitted(mask: RunLengths, size: Sequence[int]) -> RunLengths:
+    """A mask at another height and width."""
+    if mask["size"] == [*size]:
+        return mask
+    soft = functional.interpolate(
+        decode([mask], mask["size"])[None].float(), tuple(size), mode="bilinear", antialias=True
+    )
+    return encode(soft[0] >= 0.5)[0]
 
 
 __all__: Sequence[str] = ("BoxAugment", "BoxItems", "choose_resolution", "varied")

@@ -7,8 +7,9 @@ import numpy as np
 import PIL.Image
 import torch
 from torch import Tensor
+from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.ops import batched_nms
-from torchvision.utils import draw_bounding_boxes
+from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from resbackbones.errors import InputError
 
@@ -39,7 +40,8 @@ def select(
         candidates: so many of the best scores are looked at.
 
     Returns:
-        Per image "boxes" `(N, 4)`, "scores" `(N,)` from high to low, and "labels" int64 `(N,)`.
+        Per image "boxes" `(N, 4)`, "scores" `(N,)` from high to low, "labels" int64 `(N,)` and, of
+        a detector that makes them, "masks" `(N, 28, 28)`, each over its box.
 
     Raises:
         InputError: an output of training that holds a loss alone.
@@ -72,6 +74,17 @@ def select(
         kept = batched_nms(boxes, values, labels, overlap)[:limit]
         found.append({"boxes": boxes[kept], "scores": values[kept], "labels": labels[kept]})
     return found
+
+
+def pasted(masks: Tensor, boxes: Tensor, size: Sequence[int]) -> Tensor:
+    """What is of each object in an image of this height and width, bool `(N, H, W)`.
+
+    Args:
+        masks: how sure each part of a box is to be of the object, `(N, 28, 28)`.
+        boxes: `(N, 4)`, in pixels of the image.
+    """
+    height, width = size
+    return paste_masks_in_image(masks.unsqueeze(1), boxes, (height, width)).squeeze(1) > 0.5
 
 
 def check_boxes(labels: Any, items: int, classes: int) -> None:
@@ -136,12 +149,12 @@ def draw_boxes(
     names: Sequence[str] | None = None,
     width: int = 2,
 ) -> PIL.Image.Image:
-    """An image with boxes drawn on it, a colour per class.
+    """An image with boxes drawn on it, and masks where there are, a colour per class.
 
     Args:
         image: the boxes' own.
         found: as `predict` gives it: "boxes" `(N, 4)`, "labels" (names or numbers) and, if there
-            are, "scores"; or a label of a data set, with "class_labels".
+            are, "scores" and "masks" `(N, H, W)`; or a label of a data set, with "class_labels".
         names: of the classes, where labels are numbers.
         width: of the lines, in pixels.
     """
@@ -158,8 +171,11 @@ def draw_boxes(
     if "scores" in found:
         scores = torch.as_tensor(found["scores"]).tolist()
         said = [f"{label} {score:.2f}" for label, score in zip(said, scores, strict=True)]
+    if "masks" in found:
+        masks = torch.as_tensor(found["masks"]).cpu() != 0
+        pixels = draw_segmentation_masks(pixels, masks, alpha=0.5, colors=colours)
     drawn = draw_bounding_boxes(pixels, boxes, list(map(str, said)), colours, width=width)
     return PIL.Image.fromarray(drawn.movedim(0, -1).numpy())
 
 
-__all__: Sequence[str] = ("check_boxes", "draw_boxes", "select")
+__all__: Sequence[str] = ("check_boxes", "draw_boxes", "pasted", "select")

@@ -6,14 +6,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torchvision.models.detection.roi_heads import paste_masks_in_image
 from transformers import BatchFeature
 
 from resbackbones.core.backbone import modes_kept
 from resbackbones.errors import InputError
 from resbackbones.metrics import items
 from resbackbones.pretrained import ResidualPreTrainedModel
-from resbackbones.vision.boxes import select
+from resbackbones.vision.boxes import pasted, select
 from resbackbones.vision.images import one_value_refusal, read_image
 from resbackbones.vision.metrics import AveragePrecision
 from resbackbones.vision.processor import (
@@ -95,9 +94,7 @@ class ResidualDetectionProcessor(ResidualImageProcessor):
             ratio = one["boxes"].new_tensor([width, height]) / size.flip(0)
             one["boxes"] = one["boxes"] * ratio.repeat(2)
             if "masks" in one:
-                soft = one["masks"].unsqueeze(1)
-                pasted = paste_masks_in_image(soft, one["boxes"], (height, width))
-                one["masks"] = pasted.squeeze(1) > 0.5
+                one["masks"] = pasted(one["masks"], one["boxes"], (height, width))
         return found
 
 

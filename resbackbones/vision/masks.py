@@ -123,9 +123,17 @@ class MaskItems(Items):
             classes = self._mask(value)
             return classes.shape, kept(classes)
 
-        images = read(source, image, on_bad)
+        def check(row: int, item: tuple[Any, Tensor | None]) -> None:
+            size, own = item[0], found[row][0] if row in found else item[0]
+            if own != size:
+                raise ValueError(
+                    f"it is {size[1]}x{size[0]} pixels as it is viewed, but its mask is "
+                    f"{own[1]}x{own[0]}"
+                )
+
         masks = read(_masks_of(source), mask, on_bad)
         found = dict(zip(masks.rows, masks.items, strict=True))
+        images = read(source, image, on_bad, check=check)
         self.skipped = images.skipped + masks.skipped
         self.rows: list[int] = []
         self._pixels: list[Tensor | None] = []
@@ -133,23 +141,10 @@ class MaskItems(Items):
         for row, (size, pixels) in zip(images.rows, images.items, strict=True):
             if row not in found:
                 continue
-            own, classes = found[row]
-            if own != size:
-                fault = (
-                    f"has a mask of {own[1]}x{own[0]} pixels, but its image, as it is viewed, is "
-                    f"{size[1]}x{size[0]}"
-                )
-                if on_bad == "error":
-                    raise InputError(
-                        f"{source.row_name(row)} {fault}; repair or remove it, or leave such rows "
-                        "out (--on-bad skip)"
-                    )
-                self.skipped.append(f"{source.row_name(row)}: {fault}")
-                continue
             self.rows.append(row)
             self.sizes.add((size[0], size[1]))
             self._pixels.append(pixels)
-            self._masks.append(classes)
+            self._masks.append(found[row][1])
         if not self.rows:
             raise InputError(
                 f"not one item of {source.name} can be used ({self.skipped[0]}); check the files"

@@ -8,13 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from resbackbones.data.instances import RunLengths, encode
 from resbackbones.errors import InputError
 from resbackbones.metrics import Confusion, Mean
-from resbackbones.vision.boxes import select
+from resbackbones.vision.boxes import pasted, select
 from resbackbones.vision.processor import at_size
 
 DETECTIONS = 100  # per image that count, as COCO has it
 SURE = 0.01  # boxes of less are not looked at
+NO_MASK = {"size": [0, 0]}  # an image's size matters where it has masks alone
 
 
 def real_pixels(batch: Mapping[str, Any], ignore_index: int) -> Tensor:
@@ -112,10 +114,12 @@ class AveragePrecision:
 
     `compute()` gives `map` (the mean over the classes that occur and over intersections over union
     of 0.5, 0.55, …, 0.95), `ap50` and `ap75` (of 0.5 and of 0.75 alone), shares of one, and the
-    mean `loss`. Boxes may be in any pixels, as long as both an image's are in the same.
+    mean `loss`. Boxes may be in any pixels, as long as both an image's are in the same. With masks
+    the same of these, too: `mask_map`, `mask_ap50` and `mask_ap75`.
 
     Args:
         names: of the classes.
+        masks: whether objects have masks.
 
     >>> metric = AveragePrecision(["cat", "dog"])
     >>> box = torch.tensor([[0.0, 0.0, 9.0, 9.0]])
@@ -125,11 +129,13 @@ class AveragePrecision:
     {'map': 1.0, 'ap50': 1.0, 'ap75': 1.0}
     """
 
-    def __init__(self, names: Sequence[str]) -> None:
+    def __init__(self, names: Sequence[str], masks: bool = False) -> None:
         self.names = tuple(names)
+        self.kinds = ("bbox", "segm") if masks else ("bbox",)
         self.loss = Mean()
-        # Of each image what was found (box, score, class) and what there is (box, class).
-        self.images: list[tuple[np.ndarray, np.ndarray]] = []
+        # Of each image what was found (box, score, class), what there is (box, class), and the
+        # masks of either, run-length encoded.
+        self.images: list[tuple[np.ndarray, np.ndarray, list[RunLengths], list[RunLengths]]] = []
 
     def update(self, output: Any, batch: Mapping[str, Any]) -> None:
         """Count a batch: `output` of a detector, `batch["labels"]` as its forward takes them."""
@@ -137,37 +143,42 @@ class AveragePrecision:
             self.loss.update(output, batch)
         found = select(output, SURE, limit=DETECTIONS)
         for one, label in zip(found, batch["labels"], strict=True):
+            if "masks" in one:
+                one["masks"] = pasted(one["masks"], one["boxes"], label["masks"].shape[1:])
             self.add(one, label)
 
     def add(self, found: Mapping[str, Tensor], label: Mapping[str, Tensor]) -> None:
         """Count an image.
 
         Args:
-            found: "boxes" `(N, 4)`, "scores" `(N,)` and "labels" `(N,)`, numbers of classes.
-            label: "boxes" `(M, 4)` and "class_labels" `(M,)`.
+            found: "boxes" `(N, 4)`, "scores" `(N,)`, "labels" `(N,)`, numbers of classes, and of a
+                metric with masks "masks" `(N, H, W)`.
+            label: "boxes" `(M, 4)`, "class_labels" `(M,)` and, likewise, "masks" `(M, H, W)`.
         """
         ours = [found["boxes"], found["scores"][:, None], found["labels"][:, None]]
         theirs = [label["boxes"], label["class_labels"][:, None]]
-        self.images.append(
-            tuple(
-                torch.cat([x.detach().float() for x in side], 1).cpu().numpy()
-                for side in (ours, theirs)
-            )  # type: ignore[arg-type]
+        answers, objects = (
+            torch.cat([x.detach().float() for x in side], 1).cpu().numpy()
+            for side in (ours, theirs)
         )
+        masks = (encode(x["masks"]) if "segm" in self.kinds else [] for x in (found, label))
+        self.images.append((answers, objects, *masks))  # type: ignore[arg-type]
 
     def merge(self, other: Self) -> None:
         self.images += other.images
         self.loss.merge(other.loss)
 
-    def _precision(self) -> np.ndarray:
-        """Precision by intersection over union, recall and class, -1 where there is no such
-        object."""
+    def _precision(self, kind: str) -> np.ndarray:
+        """Precision by intersection over union (of boxes, "bbox", or masks, "segm"), recall and
+        class, -1 where there is no such object."""
         from faster_coco_eval.core.coco import COCO
         from faster_coco_eval.core.faster_eval_api import COCOeval_faster
 
         # In an order that does not depend on which process saw what: equal scores are told apart by
         # it.
-        images = sorted(self.images, key=lambda image: (image[1].tobytes(), image[0].tobytes()))
+        images = sorted(
+            self.images, key=lambda x: (x[1].tobytes(), x[0].tobytes(), repr(x[3]), repr(x[2]))
+        )
 
         def as_coco(side: int) -> COCO:
             annotations = [
@@ -179,22 +190,27 @@ class AveragePrecision:
                     "area": (row[2] - row[0]) * (row[3] - row[1]),
                     "iscrowd": 0,
                     **({} if side else {"score": row[4]}),
+                    **({"segmentation": image[2:][side][place]} if kind == "segm" else {}),
                 }
                 for number, image in enumerate(images, 1)
-                for row in image[side].tolist()
+                for place, row in enumerate(image[:2][side].tolist())
             ]
             for number, annotation in enumerate(annotations, 1):
                 annotation["id"] = number
             made = COCO()
             made.dataset = {
-                "images": [{"id": number} for number in range(1, len(images) + 1)],
+                "images": [
+                    {"id": number, "height": height, "width": width}
+                    for number, image in enumerate(images, 1)
+                    for height, width in [[*image[2], *image[3], NO_MASK][0]["size"]]
+                ],
                 "categories": [{"id": n, "name": name} for n, name in enumerate(self.names)],
                 "annotations": annotations,
             }
             made.createIndex()
             return made
 
-        evaluation = COCOeval_faster(as_coco(1), as_coco(0), "bbox")
+        evaluation = COCOeval_faster(as_coco(1), as_coco(0), kind)
         evaluation.params.maxDets = [DETECTIONS]
         evaluation.params.areaRng = [[0, 1e10]]
         evaluation.params.areaRngLbl = ["all"]
@@ -202,42 +218,46 @@ class AveragePrecision:
         evaluation.accumulate()
         return np.asarray(evaluation.eval["precision"])[:, :, :, 0, 0]
 
-    def _by_class(self) -> np.ndarray:
+    def _by_class(self, kind: str) -> np.ndarray:
         """Average precision by intersection over union and class, NaN where there is no such
         object."""
-        precision = self._precision()
+        precision = self._precision(kind)
         return np.where((precision > -1).all(1), precision.mean(1), np.nan)
 
     def compute(self) -> dict[str, float]:
-        if not any(len(expected) for _, expected in self.images):
-            figures = dict.fromkeys(("map", "ap50", "ap75"), float("nan"))
-        else:
-            found = np.nanmean(self._by_class(), 1)
-            figures = {"map": found.mean(), "ap50": found[0], "ap75": found[5]}
-        figures = {name: float(value) for name, value in figures.items()}
+        figures: dict[str, float] = {}
+        for kind in self.kinds:
+            found = np.full(10, np.nan)
+            if any(len(image[1]) for image in self.images):
+                found = np.nanmean(self._by_class(kind), 1)
+            figures |= _named(kind, map=found.mean(), ap50=found[0], ap75=found[5])
         return figures | (self.loss.compute() if self.loss.sums["weight"] else {})
 
     def per_class(self) -> dict[str, dict[str, float]]:
         """Each class's average precision, over all intersections over union (`ap`) and at 0.5 and
-        0.75, how many objects it has (`support`) and how many were found (`predicted`)."""
+        0.75, that of its masks, how many objects it has (`support`) and how many were found
+        (`predicted`)."""
         support, predicted = (
             np.bincount(
-                np.concatenate([image[side][:, -1] for image in self.images]).astype(int),
+                np.concatenate([image[:2][side][:, -1] for image in self.images]).astype(int),
                 minlength=len(self.names),
             )
             for side in (1, 0)
         )
-        found = np.nan_to_num(self._by_class())
-        return {
-            name: {
-                "ap": float(found[:, number].mean()),
-                "ap50": float(found[0, number]),
-                "ap75": float(found[5, number]),
-                "support": int(support[number]),
-                "predicted": int(predicted[number]),
-            }
-            for number, name in enumerate(self.names)
-        }
+        scores: dict[str, dict[str, float]] = {name: {} for name in self.names}
+        for kind in self.kinds:
+            by_class = np.nan_to_num(self._by_class(kind)).T
+            for score, found in zip(scores.values(), by_class, strict=True):
+                score |= _named(kind, ap=found.mean(), ap50=found[0], ap75=found[5])
+        for number, score in enumerate(scores.values()):
+            score |= {"support": int(support[number]), "predicted": int(predicted[number])}
+        return scores
+
+
+def _named(kind: str, **figures: float) -> dict[str, float]:
+    """Figures under their names, those of masks told from those of boxes."""
+    prefix = "mask_" if kind == "segm" else ""
+    return {f"{prefix}{name}": float(value) for name, value in figures.items()}
 
 
 __all__: Sequence[str] = ("AveragePrecision", "PixelConfusion", "real_pixels")

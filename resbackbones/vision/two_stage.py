@@ -16,6 +16,7 @@ from resbackbones.errors import InputError
 from resbackbones.pretrained import ResidualConfig, label_options
 from resbackbones.vision.boxes import FOUND, check_boxes
 from resbackbones.vision.detector import Detector, ResidualDetectionProcessor, image_sizes
+from resbackbones.vision.metrics import AveragePrecision
 from resbackbones.vision.pyramid import Pyramid, choose_levels
 from resbackbones.vision.regions import TwoStageHead
 
@@ -215,6 +216,10 @@ class ResidualForTwoStageDetection(Detector):
             sizes=sizes,
             **{name: [one[name] for one in found] for name in FOUND if name in found[0]},
         )
+
+    def metric(self) -> AveragePrecision:
+        """COCO's mean average precision of boxes and, of Mask R-CNN, of masks."""
+        return AveragePrecision([*(self.config.id2label or {}).values()], self.config.masks)
 
     def _targets(self, labels: Any, x: Tensor, sizes: Tensor) -> list[dict[str, Tensor]]:
         """Labels as torchvision takes them: class 0 is the background, boxes end where the image

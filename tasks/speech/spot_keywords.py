@@ -115,7 +115,7 @@ samples, rate = soundfile.read("clip.wav", dtype="float32", always_2d=True)
 print(recognise({{"array": samples.mean(1), "sampling_rate": rate}}, top_k=3))
 """
 GPU = {"epochs": 120, "batch_size": 256, "budget": 80_000}
-TASK = Task("spot_keywords", "audio", Config, experiment, items, Model, read, USE, GPU)
+TASK = Task("spot_keywords", "audio", Config, experiment, items, (Model,), read, USE, GPU)
 
 if __name__ == "__main__":
     run(TASK)

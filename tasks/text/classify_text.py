@@ -115,7 +115,7 @@ classify = transformers.pipeline("text-classification", model="{model}")
 print(classify(["a text of yours", "and another"], top_k=3))
 """
 GPU = {"batch_size": 256, "learning_rate": 4e-3}
-TASK = Task("classify_text", "text", Config, experiment, items, Model, read, USE, GPU)
+TASK = Task("classify_text", "text", Config, experiment, items, (Model,), read, USE, GPU)
 
 if __name__ == "__main__":
     run(TASK)

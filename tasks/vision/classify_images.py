@@ -138,7 +138,7 @@ print(classify(PIL.Image.open("image.png"), top_k=3))
 GPU = {
     "spec": "resnet18_small", "epochs": 60, "batch_size": 512, "learning_rate": 0.4, "shift": 1 / 8,
 }  # fmt: skip
-TASK = Task("classify_images", "image", Config, experiment, items, Model, read, USE, GPU)
+TASK = Task("classify_images", "image", Config, experiment, items, (Model,), read, USE, GPU)
 
 if __name__ == "__main__":
     run(TASK)

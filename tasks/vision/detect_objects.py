@@ -20,7 +20,8 @@ from resbackbones.data import Boxes, Source, Target
 from resbackbones.train.options import Kind, Schedule
 from resbackbones.vision import BoxAugment, BoxItems, choose_resolution
 from resbackbones.vision import ResidualDetectionProcessor as Processor
-from resbackbones.vision import ResidualForObjectDetection as Model
+from resbackbones.vision import ResidualForObjectDetection as OneStage
+from resbackbones.vision import ResidualForTwoStageDetection as TwoStages
 from resbackbones.vision.images import choose_channels
 from tasks._classes import names_of
 from tasks._recipe import Experiment, Recipe, Spec, Task, each
@@ -33,14 +34,15 @@ from tasks.vision._files import read
 class Config(Recipe):
     spec: Spec = "resnet18"
     """A net in resbackbones.SPECS with dims=2, as resnet18 or resnet50."""
-    detector: Literal["fcos", "retinanet"] = "fcos"
-    """FCOS (Tian et al. 2019) or RetinaNet (Lin et al. 2017)."""
+    detector: Literal["fcos", "retinanet", "faster_rcnn", "mask_rcnn"] = "fcos"
+    """FCOS (Tian et al. 2019), RetinaNet (Lin et al. 2017), or of two stages: Faster R-CNN (Ren et
+    al. 2015), Mask R-CNN (He et al. 2017), which learns masks of COCO's segmentations, too."""
     levels: tuple[int, ...] | None = None
     """Strides of the pyramid's levels, as 8 16 32 (chosen from the boxes, and said)."""
     width: int = 128
     """Channels of the pyramid and the head; the papers have 256."""
     convolutions: int = 2
-    """Of each of the two towers of FCOS's head; the paper has 4."""
+    """Of each of the two towers of FCOS's head alone; the paper has 4."""
     channels: Literal[1, 3] | None = None
     """3 for colour, 1 for grey (as the images are)."""
     image_size: int | None = None
@@ -81,14 +83,21 @@ class Config(Recipe):
 
 def experiment(config: Config) -> Experiment:
     spec = resolve(config.spec, skip=config.skip)
-    splits = config.open("image", Boxes(**config.boxes))
+    splits = config.open("image", Boxes(masks=config.detector == "mask_rcnn", **config.boxes))
     channels = config.channels or choose_channels(splits.train)
-    size, levels, said = choose_resolution(splits.train, config.image_size, config.levels)
+    two_stages = config.detector in ("faster_rcnn", "mask_rcnn")
+    size, levels, said = choose_resolution(
+        splits.train, config.image_size, config.levels, finest=4 if two_stages else None
+    )
     processor = Processor(num_channels=channels, size=size)
+    make: Callable[..., Any] = TwoStages.build if two_stages else OneStage.build
+    options: dict[str, Any] = {"masks": config.detector == "mask_rcnn"}
+    if not two_stages:
+        convolutions = config.convolutions if config.detector == "fcos" else 4
+        options = {"detector": config.detector, "convolutions": convolutions}
     build = partial(
-        Model.build, replace(spec, in_channels=channels), labels=splits.train.target.names,
-        detector=config.detector, levels=levels, channels=config.width,
-        convolutions=config.convolutions if config.detector == "fcos" else 4, processor=processor,
+        make, replace(spec, in_channels=channels), labels=splits.train.target.names,
+        levels=levels, channels=config.width, processor=processor, **options,
     )  # fmt: skip
     build()  # what does not fit together is told before the images are read
     train, validation, test = each(splits, lambda part: items(config, part, processor))
@@ -100,6 +109,11 @@ def experiment(config: Config) -> Experiment:
 
 def items(config: Config, source: Source, processor: Processor) -> BoxItems:
     return BoxItems(source, processor, on_bad=config.on_bad, device=config.where)
+
+
+def target(model: Any) -> Boxes:
+    """What a detector is measured on."""
+    return Boxes(names_of(model), masks=getattr(model.config, "masks", False))
 
 
 def answer(model: Any) -> Callable[[Any], Mapping[str, str]]:
@@ -114,16 +128,16 @@ def answer(model: Any) -> Callable[[Any], Mapping[str, str]]:
 
 USE = """
 import PIL.Image
-from resbackbones.vision import ResidualForObjectDetection, draw_boxes
+from resbackbones.vision import {name}, draw_boxes
 
-model = ResidualForObjectDetection.from_pretrained("{model}")
+model = {name}.from_pretrained("{model}")
 image = PIL.Image.open("image.png")
 draw_boxes(image, model.predict(image)).save("found.png")
 """
 GPU = {"spec": "resnet50", "width": 256, "convolutions": 4, "batch_size": 16}
 TASK = Task(
-    "detect_objects", "image", Config, experiment, items, Model, read, USE, GPU,
-    figures=("ap50", "map", "ap75"), target=lambda model: Boxes(names_of(model)), answer=answer,
+    "detect_objects", "image", Config, experiment, items, (OneStage, TwoStages), read, USE, GPU,
+    figures=("ap50", "map", "ap75", "mask_ap50", "mask_map"), target=target, answer=answer,
 )  # fmt: skip
 
 if __name__ == "__main__":

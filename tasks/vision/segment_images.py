@@ -108,7 +108,7 @@ draw_masks(image, classes, list(model.config.id2label.values())).save("classes.p
 GPU = {"spec": "resnet50d", "epochs": 300, "batch_size": 16}
 FIGURES = ("mean_iou", "mean_dice", "pixel_accuracy")
 TASK = Task(
-    *("segment_images", "image", Config, experiment, items, Model, read, USE, GPU, FIGURES),
+    *("segment_images", "image", Config, experiment, items, (Model,), read, USE, GPU, FIGURES),
     target=lambda model: Masks(names_of(model)),
     answer=name_shares,
 )

@@ -1,5 +1,6 @@
 """The recipe of object detection trains, saves, records, measures and answers; its baseline."""
 
+import json
 import re
 from collections.abc import Callable
 from functools import partial
@@ -14,10 +15,16 @@ import transformers
 
 from resbackbones.data import Boxes, open_splits
 from resbackbones.report import load_records
-from resbackbones.vision import BoxItems, ResidualDetectionProcessor, choose_resolution
+from resbackbones.vision import (
+    BoxItems,
+    ResidualDetectionProcessor,
+    ResidualForTwoStageDetection,
+    choose_resolution,
+)
 from tasks._using import run
 from tasks.vision._box_baseline import baseline
 from tasks.vision.detect_objects import TASK
+from tests.vision.helpers import instances
 
 SPEED = ["--spec", "resnet20", "--levels", "4", "8", "--width", "64", "--convolutions", "1"]
 SPEED += ["--epochs", "2", "--batch-size", "8", "--device", "cpu", "--least-steps", "0"]
@@ -93,6 +100,69 @@ def test_trains_saves_records_and_answers(
     scene(0)[0].save("one.png")
     detect("--predict", "out/seed-0/model", "one.png")
     assert re.search(r"\| one\.png \|", capsys.readouterr().out)
+
+
+def test_faster_rcnn_trains_saves_measures_and_answers(
+    scenes: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    refused: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    detect("--data", scenes, "--output", "out", "--detector", "faster_rcnn", *SPEED)
+    printed = capsys.readouterr().out
+    assert 'ResidualForTwoStageDetection.from_pretrained("out/seed-0/model")' in printed
+    saved = transformers.AutoModelForObjectDetection.from_pretrained("out/seed-0/model")
+    assert type(saved) is ResidualForTwoStageDetection and not saved.config.masks
+    assert list(saved.config.id2label.values()) == NAMES
+
+    detect("--evaluate", "out/seed-0/model", "--data", scenes)
+    printed = capsys.readouterr().out
+    assert "on 8 items" in printed and "| square |" in printed and "| bar " in printed
+    scene(0)[0].save("one.png")
+    detect("--predict", "out/seed-0/model", "one.png")
+    assert "| one.png |" in capsys.readouterr().out
+    told = Path("out/seed-0/model/config.json")
+    told.write_text(told.read_text().replace("residual_two_stage_detection", "residual_vision"))
+    assert "is no model of detect_objects" in refused(
+        detect, "--predict", "out/seed-0/model", "one.png"
+    )
+
+
+def test_mask_rcnn_trains_saves_measures_and_answers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for split, count in (("train", 8), ("val", 2), ("test", 4)):
+        instances(Path("data", split), [(64, 48)] * count)
+    detect("--data", "data", "--output", "out", "--detector", "mask_rcnn", *SPEED)
+    printed = capsys.readouterr().out
+    assert "mask AP50 |" in printed and "mask mAP |" in printed
+    results = json.loads(Path("out/results.json").read_text())["seed 0"]
+    assert 0 <= results["metrics"]["mask_map"] <= 1 and 0 <= results["metrics"]["mask_ap50"] <= 1
+    model = transformers.AutoModelForObjectDetection.from_pretrained("out/seed-0/model")
+    assert model.config.masks and model.config.id2label == {0: "red", 1: "blue"}
+    (found,) = model.predict(["data/test/0.png"], threshold=0.0)
+    assert found["masks"].shape == (len(found["labels"]), 48, 64)
+
+    detect("--evaluate", "out/seed-0/model", "--data", "data")
+    printed = capsys.readouterr().out
+    assert "on 4 items" in printed and "mask mAP" in printed and "| mask AP50 |" in printed
+    detect("--predict", "out/seed-0/model", "data/test/0.png")
+    assert "| data/test/0.png |" in capsys.readouterr().out
+
+
+def test_levels_of_two_stages_start_at_4(
+    scenes: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    splits = open_splits(str(scenes), kind="image", target=Boxes())
+    assert choose_resolution(splits.train)[1] == (8, 16)
+    assert choose_resolution(splits.train, finest=4)[1] == (4, 8)
+    given = ("--data", scenes, "--output", tmp_path / "out", "--detector", "faster_rcnn")
+    assert "whose features have strides 2" in refused(
+        detect, *given, "--spec", "resnet20", "--levels", "16", "32"
+    )
 
 
 def test_the_learning_rate_reaches_the_training(

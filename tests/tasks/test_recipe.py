@@ -59,7 +59,7 @@ def by_name(task: Task) -> str:
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.TASK.name)
 def test_a_recipe_is_short(recipe: Any) -> None:
-    assert len(Path(recipe.__file__).read_text().splitlines()) <= 140
+    assert len(Path(recipe.__file__).read_text().splitlines()) <= 150
 
 
 @pytest.mark.parametrize("task", TASKS, ids=by_name)

@@ -1,11 +1,15 @@
 """What the tests of images share: sources of images made here, and small models of them."""
 
 import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 import PIL.Image
+import PIL.ImageDraw
 import torch
 
 import resbackbones as rb
@@ -135,3 +139,40 @@ def two_stage(**options: Any) -> ResidualForTwoStageDetection:
     return ResidualForTwoStageDetection.build(
         TINY, labels=["a", "b"], levels=(2, 4), channels=16, hidden=16, **options
     )
+
+
+def instances(
+    folder: Path, sizes: Sequence[tuple[int, int]], ids: tuple[int, int] = (3, 7)
+) -> Path:
+    """COCO's files of grey images of these widths and heights, each with a red rectangle and
+    a blue one below it, a corner of each cut off, as polygons."""
+    images, annotations = [], []
+    for number, (width, height) in enumerate(sizes):
+        random = np.random.default_rng(number)
+        picture = PIL.Image.new("RGB", (width, height), (128, 128, 128))
+        draw = PIL.ImageDraw.Draw(picture)
+        for place, (identity, colour) in enumerate(zip(ids, ("red", "blue"), strict=True)):
+            left, top = int(random.integers(width // 3)), place * height // 2
+            right, bottom = left + width // 2, top + height // 2 - 2
+            middle = (left + right) // 2, (top + bottom) // 2
+            corners = [left, top, right, top, right, middle[1], middle[0], bottom, left, bottom]
+            draw.polygon(corners, fill=colour)
+            box = [left, top, right - left, bottom - top]
+            annotations.append(
+                {
+                    "image_id": number,
+                    "category_id": identity,
+                    "bbox": box,
+                    "segmentation": [corners],
+                }
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        picture.save(folder / f"{number}.png")
+        sides = {"width": width, "height": height}
+        images.append({"id": number, "file_name": f"{number}.png", **sides})
+    categories = [
+        {"id": each, "name": name} for each, name in zip(ids, ("red", "blue"), strict=True)
+    ]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (folder / "annotations.json").write_text(json.dumps(content), encoding="utf-8")
+    return folder

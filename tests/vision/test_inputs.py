@@ -160,12 +160,25 @@ def test_masks_of_another_size_are_named_and_nothing_else_lost() -> None:
     mask = (np.array(scene()) > 0).astype(np.uint8)
     cell = turned(scene(), 6)
     source = with_masks([cell] * 4, [png(mask), png(np.rot90(mask)), png(mask[:-1]), png(mask)])
-    sentence = "has a mask of 30x20 pixels, but its image, as it is viewed, is 20x30"
-    with pytest.raises(rb.InputError, match=f"row 2 .*{sentence}; .*--on-bad skip"):
+    sentence = "it is 20x30 pixels as it is viewed, but its mask is 30x20"
+    with pytest.raises(rb.InputError, match=f"row 2 .*{sentence}.*--on-bad skip"):
         MaskItems(source, ResidualImageProcessor())
     items = MaskItems(source, ResidualImageProcessor(), on_bad="skip")
     assert items.rows == [0, 3]
-    assert sentence in items.skipped[0] and "mask of 20x29" in items.skipped[1]
+    assert sentence in items.skipped[0] and "mask is 20x29" in items.skipped[1]
+
+
+def test_a_table_that_tells_other_sizes_than_its_images_have_is_told() -> None:
+    boxes = [[[1, 2, 9, 8]]] * 2
+    table = with_boxes([turned(scene(), 6), png(np.array(scene()))], boxes).dataset
+    table = table.remove_columns(["width", "height"])
+    table = table.add_column("width", [30, 20]).add_column("height", [20, 30])
+    source = open_dataset(table, target=Boxes())
+    sentence = "it is 20x30 pixels as it is viewed, but its boxes are told to be of 30x20"
+    with pytest.raises(rb.InputError, match=f"row 1 .*{sentence}"):
+        BoxItems(source, ResidualDetectionProcessor())
+    items = BoxItems(source, ResidualDetectionProcessor(), on_bad="skip")
+    assert items.rows == [1] and sentence in items.skipped[0]
 
 
 def coco(folder: Path, sizes: list[tuple[int, int]]) -> None:

@@ -184,7 +184,7 @@ def test_damaged_items_are_named_or_left_out() -> None:
     scenes = [scene(number) for number in range(4)]
     scenes[1] = scenes[1][0], scenes[1][1][:-4]
     source = rows(scenes)
-    with pytest.raises(rb.InputError, match=r"row 2 .* has a mask of 32x20 pixels, but its image"):
+    with pytest.raises(rb.InputError, match=r"row 2 .*it is 32x24 pixels .* its mask is 32x20"):
         MaskItems(source, KEEP)
     scenes[1] = scene(1)[0], np.full((24, 32), 7)
     with pytest.raises(rb.InputError, match=r"row 2 .* has the number 7"):
