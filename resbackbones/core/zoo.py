@@ -194,7 +194,7 @@ SPECS: dict[str, BackboneSpec] = {
     "wrn_28_10": _wide(28, 10),
     "wrn_40_4": _wide(40, 4),
     # Ours, for small images in little time: 16 x 16 positions from the first block on.
-    "resnet14_small": BackboneSpec(_stages((64, 128, 256), (2, 2, 2)), stem=Stem(64, pool=2)),
+    "resnet14_small": BackboneSpec(_stages((64, 128, 256), (2, 2, 2)), stem=Stem(64, 3, 2)),
     # Ours, for a class of every pixel in little time: a first stage of few channels at stride 2.
     "resnet16_fine": BackboneSpec(_stages((32, 64, 128, 256), (1, 2, 2, 2)), stem=Stem(32, 3, 2)),
     "resnet18_small": replace(_basic(2, 2, 2, 2), stem=Stem(64)),
