@@ -89,8 +89,8 @@ class BoxItems(Items):
         skipped: the damaged ones, "name: reason".
 
     Raises:
-        InputError: a source without boxes; a damaged image, named, where they are not skipped; an
-            image with masks of another size.
+        InputError: a source without boxes; an image, named, that is damaged or of another size than
+            its row says, where such are not skipped.
     """
 
     def __init__(
