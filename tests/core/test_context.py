@@ -156,10 +156,18 @@ def test_batch_is_single(changes: dict, dims: int) -> None:
     check()
 
 
-@pytest.mark.parametrize("name", SEQUENCES)
-def test_every_sequence_net_of_the_zoo(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        *((name, {}) for name in SEQUENCES),
+        *(("vdcnn9", {"downsample": way}) for way in ("stride", "k_max")),
+        *(("vdcnn9", {"downsample": way, "skip": "none"}) for way in ("stride", "max", "k_max")),
+    ],
+    ids=lambda value: "-".join(value.values()) if isinstance(value, dict) else value,
+)
+def test_every_sequence_net_of_the_zoo(name: str, changes: dict) -> None:
     torch.manual_seed(0)
-    spec = rb.SPECS[name]
+    spec = replace(rb.SPECS[name], **changes)
     if name == "gcnn14":  # as published it has 100 million weights
         stages = tuple(replace(stage, channels=32) for stage in spec.stages)
         spec = replace(spec, stages=stages, stem=replace(spec.stem, channels=32))
