@@ -1,17 +1,27 @@
-"""The nets of `tasks.speed` as they are usually written: sequences by `nn.Conv1d`, `nn.BatchNorm1d`
-and no masks, images by torchvision.
+"""What `tasks.speed` measures ours beside: sequence nets as they are usually written, by
+`nn.Conv1d`, `nn.BatchNorm1d` and no masks; torchvision's nets; images made ready one by one.
 
-Each lists its modules in the order in which ours lists them, so that `copy_weights` needs no names.
+Each net lists its modules in the order in which ours lists them, so that `copy_weights` needs no
+names.
 """
 
+import io
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
+import numpy as np
+import PIL.Image
 import torch
 import torchvision
+from datasets import ClassLabel, Dataset, Features, Image
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations
+from torchvision import transforms
+from torchvision.models.detection import FCOS
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 
 class _ConvNorm(nn.Sequential):
@@ -189,6 +199,55 @@ PEERS: dict[str, Callable[[], nn.Module]] = {
     "tcn": tcn,
     "resnet50": resnet50,
 }
+
+
+def fcos(classes: int, side: int) -> nn.Module:
+    """torchvision's FCOS (Tian et al. 2019) on its pyramid of its ResNet-18, every layer of which
+    is trained and has batch norms, for square images that are normalised already."""
+    body = resnet_fpn_backbone(
+        backbone_name="resnet18",
+        weights=None,
+        norm_layer=nn.BatchNorm2d,
+        trainable_layers=5,
+        returned_layers=[2, 3, 4],
+        extra_blocks=LastLevelP6P7(256, 256),
+    )
+    still = {"image_mean": [0.0] * 3, "image_std": [1.0] * 3}
+    return FCOS(body, classes, min_size=side, max_size=side, **still)
+
+
+def noise(count: int, side: int) -> Dataset:
+    """So many square PNGs, of 10 classes."""
+
+    def png() -> dict[str, Any]:
+        file = io.BytesIO()
+        pixels = random.integers(0, 256, (side, side, 3), dtype=np.uint8)
+        PIL.Image.fromarray(pixels).save(file, "png")
+        return {"bytes": file.getvalue(), "path": None}
+
+    random = np.random.default_rng(0)
+    kinds = Features({"image": Image(), "label": ClassLabel(10)})
+    content = {"image": [png() for _ in range(count)], "label": [n % 10 for n in range(count)]}
+    return Dataset.from_dict(content, features=kinds)
+
+
+def image_by_image(rows: Dataset, shift: int) -> Dataset:
+    """Rows of "image" and "label" as transformers' examples make them ready: each image decoded and
+    transformed by itself whenever it is asked for."""
+    transform = transforms.Compose(
+        [
+            transforms.RandomCrop(rows[0]["image"].size, shift),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize([0.5] * 3, [0.5] * 3),
+        ]
+    )
+
+    def ready(batch: dict[str, Any]) -> dict[str, Any]:
+        pixels = [transform(image.convert("RGB")) for image in batch["image"]]
+        return {"pixel_values": pixels, "labels": batch["label"]}
+
+    return rows.with_transform(ready)
 
 
 @torch.no_grad()

@@ -1,39 +1,68 @@
-"""How fast are our nets beside the same nets written by hand, on one thread of this processor?
+"""How fast is ours beside what people use, and how much memory does it take?
 
-    python -m tasks.speed                              # every net: 6 minutes on a 2-core EPYC
-    python -m tasks.speed --nets tc_resnet14 vdcnn9    # some
-    python -m tasks.speed --output runs/speed.json     # keeps the time of every call
+    python -m tasks.speed                                   # everything
+    python -m tasks.speed --only resnet50 fcos              # some
+    python -m tasks.speed --only images --threads 2
+    python -m tasks.speed --output runs/speed.json          # keeps the time of every call
 
-The sequence nets are measured against `nn.Conv1d` and `nn.BatchNorm1d` without masks, and against
-themselves with `lengths` of T / 2 to T positions; resnet50 against torchvision's. Both sides have
-the same weights, and must give the same output before anything is timed. Then their calls take
-turns, so that whatever else the machine does slows all of them: each round gives one ratio, and the
-tables show medians. A training step is a forward pass, the mean square of its output, and a
-backward pass.
+The sequence nets are measured against the same written by hand with `nn.Conv1d` and
+`nn.BatchNorm1d` without masks, and against themselves with `lengths` of T / 2 to T positions;
+resnet50 (ours returns the features of all stages, the other the last) and fcos, on a pyramid of a
+ResNet-18, against torchvision's. Both sides have the same weights, and must give the same output
+before anything is timed. Then their calls take turns, so that whatever else the machine does slows
+all of them: each round gives one ratio, and the tables show medians. A training step is a forward
+pass, a loss (of a backbone, the mean square of its output), a backward pass and a step of SGD; in
+evaluation, fcos also chooses boxes. Its images are normalised already, and torchvision's transform
+of images, which is part of its FCOS, leaves them as they are.
+
+The peak memory of a call is the most bytes that tensors take at once beyond those there before: no
+weights, but gradients. On a CPU it is the running sum of what torch.profiler tells of every
+allocation, the same in every run; what oneDNN allocates past torch is not in it. On a GPU it is
+torch.cuda.max_memory_allocated.
+
+images are 10,000 PNGs of 32x32 pixels: how many per second reach the step, in batches of 256, from
+`ImageItems` in this process, with the augmentation of tasks.vision.classify_images. Beside them the
+same images as transformers' examples have them, each decoded and transformed by itself, with as
+many workers as there are threads (where there are several).
 """
 
 import dataclasses
+import itertools
 import json
+import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import resbackbones as rb
 from resbackbones import report
+from resbackbones.data import open_dataset
 from resbackbones.errors import InputError, nearest
+from resbackbones.train import feed
+from resbackbones.vision import (
+    Augment,
+    ImageItems,
+    ResidualForObjectDetection,
+    ResidualImageProcessor,
+)
+from resbackbones.vision.boxes import select
 from tasks._running import run
-from tasks._speed_peers import PEERS, copy_weights
+from tasks._speed_peers import PEERS, copy_weights, fcos, image_by_image, noise
+from tasks.vision import classify_images
 
-Step = Literal["evaluation", "training"]
+Step = Literal["evaluation", "training", "loading"]
 Precision = Literal["fp32", "bf16"]
+Call = Callable[[], object]
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
 STEPS: dict[Step, int] = {"evaluation": 1, "training": 3}  # and what one costs, in forward passes
@@ -45,34 +74,47 @@ SEQUENCES = {  # items and positions
     "vdcnn9": (8, 512),
     "tcn": (16, 80),
 }
+VISION = ("resnet50", "fcos")
+NAMES = (*PEERS, "fcos", "images")
 IMAGES = 4
+CLASSES = 20  # of objects
+LOADED = 10_000  # images
+SIDE = 32  # of each of them, in pixels
+BATCH = 256
+LOADING = 3_000_000  # multiply-adds that take as long as it takes to make one image ready by itself
 WARM_UP = 2
 TOLERANCE = 1e-4  # of the largest output
 
 
 @dataclass(frozen=True)
 class Config:
-    nets: tuple[str, ...] = tuple(PEERS)
-    """Which nets to measure."""
+    only: tuple[str, ...] = NAMES
+    """What to measure: some nets, or "images"."""
     rounds: int = 15
     """Ratios that a median is of, after two rounds of warming up."""
     image_size: int = 128
-    """Height and width of resnet50's images in pixels."""
+    """Height and width in pixels of the images that resnet50 and fcos see: 32, 64 or a multiple of
+    128, so that each level of torchvision's pyramid has the stride that it is meant to have."""
+    threads: int = 1
+    """Threads of this processor."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where the nets are, and the images are brought to."""
     output: Path | None = None
     """JSON file for the time of every call, the hardware, the versions and the command."""
 
 
 def main(config: Config) -> None:
     check(config)
-    torch.set_num_threads(1)
-    bf16 = has_bf16()
+    torch.set_num_threads(config.threads)
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler would tell that it starts
+    bf16 = has_bf16(config.device)
     try:
         timings = list(measure(config, PRECISIONS if bf16 else PRECISIONS[:1]))
     except KeyboardInterrupt:
         print("interrupted: nothing is kept", file=sys.stderr)
         raise SystemExit(130) from None
-    print(tables(timings, config.rounds))
-    if not bf16:
+    print(tables(timings, config))
+    if not bf16 and set(config.only) & set(SEQUENCES):
         print("\nThis processor has no bf16 arithmetic, so the bf16 columns are left out (-).")
     if config.output is not None:
         write(timings, config.output)
@@ -81,17 +123,19 @@ def main(config: Config) -> None:
 
 def check(config: Config) -> None:
     """Refuse at once what would fail after minutes."""
-    if not config.nets:
-        raise InputError(f"--nets names no net; give some of {', '.join(PEERS)}")
-    for name in config.nets:
-        if name not in PEERS:
-            raise InputError(
-                f"--nets: {name!r} is not written by hand here; {nearest(name, PEERS)}"
-            )
-    if config.rounds < 1:
-        raise InputError(f"--rounds is {config.rounds}; give 1 or more")
-    if config.image_size < 32:
-        raise InputError(f"--image-size is {config.image_size}; give 32 or more")
+    if not config.only:
+        raise InputError(f"--only names nothing; give some of {', '.join(NAMES)}")
+    for name in config.only:
+        if name not in NAMES:
+            raise InputError(f"--only: {name!r} is not measured here; {nearest(name, NAMES)}")
+    for option in ("rounds", "threads"):
+        if getattr(config, option) < 1:
+            raise InputError(f"--{option} is {getattr(config, option)}; give 1 or more")
+    size = config.image_size
+    if size not in (32, 64) and (size < 128 or size % 128):
+        raise InputError(f"--image-size is {size}; give 32, 64 or a multiple of 128")
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda needs a GPU and there is none; leave it out")
     if config.output is not None:
         try:
             config.output.parent.mkdir(parents=True, exist_ok=True)
@@ -102,9 +146,175 @@ def check(config: Config) -> None:
             ) from error
 
 
-def has_bf16() -> bool:
-    """Whether this processor computes bf16; emulated, it is far slower than fp32."""
+def has_bf16(device: str) -> bool:
+    """Whether it computes bf16; emulated, it is far slower than fp32."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+# What takes turns
+
+
+@dataclass(frozen=True)
+class Side:
+    """A net, and what is done with it."""
+
+    net: nn.Module
+    evaluate: Callable[[], Any]
+    loss: Callable[[], Tensor]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One kind of call of one net, or of the images."""
+
+    name: str
+    shape: tuple[int, ...]
+    step: Step
+    precision: Precision
+    work: int
+    """Of a round, in multiply-adds."""
+    ready: Callable[[], dict[str, Call]]
+    """Gives what takes turns, as `Timing` names it, when the case's own turn comes."""
+
+
+def cases(name: str, config: Config, precisions: Sequence[Precision]) -> list[Case]:
+    """Build both sides of what has this name.
+
+    Raises:
+        RuntimeError: they do not compute the same, so that their times would say nothing.
+    """
+    if name == "images":
+        return [loading(config)]
+    torch.manual_seed(0)
+    sides, x = detectors(config) if name == "fcos" else backbones(name, config)
+    macs = rb.count_macs(sides["ours"].net.eval(), x)
+    shape, device = tuple(x.shape), config.device
+    return [
+        Case(
+            *(name, shape, step, precision, macs * times * len(sides)),
+            partial(calls, sides, step, precision, device),
+        )
+        for precision in (precisions if name in SEQUENCES else precisions[:1])
+        for step, times in STEPS.items()
+    ]
+
+
+def backbones(name: str, config: Config) -> tuple[dict[str, Side], Tensor]:
+    """Our net and its peer, and their input."""
+    ours, theirs = rb.backbone(name).eval(), PEERS[name]().eval()
+    copy_weights(ours, theirs)
+    batch, *space = SEQUENCES.get(name, (IMAGES, config.image_size, config.image_size))
+    x = torch.randn(batch, ours.spec.in_channels, *space).to(config.device)
+
+    def side(net: nn.Module, *inputs: Tensor) -> Side:
+        def output() -> Tensor:
+            y = net(*inputs)
+            return y if isinstance(y, Tensor) else y[-1]
+
+        return Side(net.to(config.device), output, lambda: output().float().square().mean())
+
+    sides = {"theirs": side(theirs, x), "ours": side(ours, x)}
+    if name in SEQUENCES:
+        sides["lengths"] = side(ours, x, torch.linspace(space[0] / 2, space[0], batch).long())
+    with torch.inference_mode():
+        check_alike(name, sides["ours"].evaluate(), sides["theirs"].evaluate())
+    return sides, x
+
+
+def detectors(config: Config) -> tuple[dict[str, Side], Tensor]:
+    """Our FCOS and torchvision's, and their input."""
+    size = config.image_size
+    ours = ResidualForObjectDetection.build("resnet18", num_labels=CLASSES)
+    theirs: Any = fcos(CLASSES, size).to(config.device)
+    ours.to(config.device)  # type: ignore[arg-type]
+    copy_weights(ours, theirs)
+    x = torch.randn(IMAGES, 3, size, size).to(config.device)
+    corners = size * torch.rand(IMAGES, 5, 2) / 2
+    boxes = torch.cat([corners, corners + size * (0.1 + 0.4 * torch.rand(IMAGES, 5, 2))], 2)
+    boxes, classes = boxes.to(config.device), torch.arange(5, device=config.device)
+    labels = [{"boxes": each, "class_labels": classes} for each in boxes]
+    targets = [{"boxes": each, "labels": classes} for each in boxes]
+
+    def our_loss() -> Tensor:
+        loss = ours(x, labels=labels).loss
+        assert loss is not None
+        return loss
+
+    sides = {
+        "theirs": Side(
+            theirs,
+            lambda: theirs([*x]),
+            lambda: torch.stack([*theirs([*x], targets).values()]).sum(),
+        ),
+        "ours": Side(ours, lambda: select(ours(x), theirs.score_thresh), our_loss),
+    }
+    with torch.no_grad():
+        check_alike("fcos", *(sides[name].loss() for name in ("ours", "theirs")))
+    return sides, x
+
+
+def check_alike(name: str, ours: Tensor, theirs: Tensor) -> None:
+    error = (ours - theirs).abs().max() / theirs.abs().max()
+    if not error <= TOLERANCE:
+        raise RuntimeError(
+            f"the outputs of {name} and of its peer differ by {error:.1e} of the largest, more "
+            f"than {TOLERANCE:.0e}; make tasks/_speed_peers.py compute what our net does"
+        )
+
+
+def calls(sides: dict[str, Side], step: Step, precision: Precision, device: str) -> dict[str, Call]:
+    """One evaluation or one training step of each."""
+    return {name: call(side, step, precision, device) for name, side in sides.items()}
+
+
+def call(side: Side, step: Step, precision: Precision, device: str) -> Call:
+    side.net.train(step == "training")
+    optimizer = torch.optim.SGD(side.net.parameters(), 1e-4)
+    bf16 = partial(torch.autocast, device, torch.bfloat16, enabled=precision == "bf16")
+
+    @torch.inference_mode()
+    def evaluate() -> None:
+        with bf16():
+            side.evaluate()
+
+    def train() -> None:
+        with bf16():
+            loss = side.loss()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()  # last, so that nothing but weights is there before the next call
+
+    return evaluate if step == "evaluation" else train
+
+
+def loading(config: Config) -> Case:
+    """An epoch of images, ours and one by one."""
+    rows = noise(LOADED, SIDE)
+    shift = round(classify_images.Config.shift * SIDE)
+    augment, processor = Augment(flip=True, shift=shift), ResidualImageProcessor()
+    items = ImageItems(open_dataset(rows), processor, augment, device=config.device)
+    chosen = torch.randperm(LOADED, generator=torch.Generator().manual_seed(0)).split(BATCH)
+    batches = [each.tolist() for each in chosen]
+    workers = config.threads if config.threads > 1 else 0
+    by_itself = DataLoader(
+        image_by_image(rows, shift),
+        batch_sampler=batches,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+    )
+
+    def arrive(load: Callable[[], Iterable[Any]]) -> None:
+        for batch in load():
+            feed.there(batch, torch.device(config.device))
+
+    turns: dict[str, Call] = {
+        "theirs": partial(arrive, lambda: by_itself),
+        "ours": partial(arrive, partial(feed.load, items, 0, batch_sampler=batches)),
+    }
+    shape = (LOADED, 3, SIDE, SIDE)
+    return Case("images", shape, "loading", "fp32", LOADED * LOADING, lambda: turns)
 
 
 # Measuring
@@ -112,14 +322,15 @@ def has_bf16() -> bool:
 
 @dataclass(frozen=True)
 class Timing:
-    """One kind of call of one net: seconds per variant ("ours", "theirs" and, of a sequence net,
-    "lengths": ours with lengths) and round."""
+    """Of one case: seconds per variant ("ours", "theirs" and, of a sequence net, "lengths": ours
+    with lengths) and round; of nets of images, each variant's peak memory in bytes."""
 
-    net: str
+    name: str
     shape: tuple[int, ...]
     step: Step
     precision: Precision
     seconds: dict[str, list[float]]
+    peaks: dict[str, int]
 
     @property
     def ratios(self) -> dict[str, list[float]]:
@@ -131,120 +342,76 @@ class Timing:
         }
 
 
-@dataclass(frozen=True)
-class Pair:
-    """Our net and its peer, with equal weights, and the input of both."""
-
-    ours: rb.Backbone
-    theirs: nn.Module
-    x: Tensor
-    macs: int
-
-    @property
-    def variants(self) -> dict[str, tuple[nn.Module, tuple[Tensor, ...]]]:
-        """What takes turns: each a net and its inputs."""
-        found: dict[str, tuple[nn.Module, tuple[Tensor, ...]]] = {
-            "theirs": (self.theirs, (self.x,)),
-            "ours": (self.ours, (self.x,)),
-        }
-        if self.x.ndim == 3:
-            batch, _, positions = self.x.shape
-            lengths = torch.linspace(positions / 2, positions, batch).long()
-            found["lengths"] = self.ours, (self.x, lengths)
-        return found
-
-
-def prepare(name: str, image_size: int) -> Pair:
-    """Build both nets.
-
-    Raises:
-        RuntimeError: they do not compute the same, so that their times would say nothing.
-    """
-    torch.manual_seed(0)
-    ours, theirs = rb.backbone(name).eval(), PEERS[name]().eval()
-    copy_weights(ours, theirs)
-    batch, *space = SEQUENCES.get(name, (IMAGES, image_size, image_size))
-    x = torch.randn(batch, ours.spec.in_channels, *space)
-    with torch.inference_mode():
-        expected = theirs(x)
-        error = (ours(x)[-1] - expected).abs().max() / expected.abs().max()
-    if not error <= TOLERANCE:
-        raise RuntimeError(
-            f"the outputs of {name} and of its peer differ by {error:.1e} of the largest, more "
-            f"than {TOLERANCE:.0e}; make tasks/_speed_peers.py compute what our net does"
-        )
-    return Pair(ours, theirs, x, rb.count_macs(ours, x))
-
-
 def measure(config: Config, precisions: Sequence[Precision]) -> Iterator[Timing]:
-    """Time every kind of call of every net."""
-    pairs = {name: prepare(name, config.image_size) for name in config.nets}
-    plan = [
-        (name, step, precision)
-        for name in pairs
-        for precision in (precisions if name in SEQUENCES else PRECISIONS[:1])
-        for step in STEPS
-    ]
-    work = [pairs[name].macs * STEPS[step] * len(pairs[name].variants) for name, step, _ in plan]
+    """Time every case."""
+    plan = [case for name in config.only for case in cases(name, config, precisions)]
     rounds = WARM_UP + config.rounds
+    total = rounds * sum(case.work for case in plan)
     look = "{desc}{percentage:3.0f}% |{bar}| {elapsed} < {remaining}"
     # Counted in multiply-adds, as a round of one net takes a hundred times as long as another's.
-    with tqdm(total=rounds * sum(work), smoothing=0, bar_format=look, disable=None) as bar:
-        for (name, step, precision), amount in zip(plan, work, strict=True):
-            bar.set_description(f"{name}, {step} in {precision}")
-            pair = pairs[name]
-            pair.ours.train(step == "training")
-            pair.theirs.train(step == "training")
-            calls = {
-                variant: call(net, inputs, step, precision)
-                for variant, (net, inputs) in pair.variants.items()
-            }
-            seconds: dict[str, list[float]] = {variant: [] for variant in calls}
+    with tqdm(total=total, smoothing=0, bar_format=look, disable=None) as bar:
+        for case in plan:
+            bar.set_description(f"{case.name}, {case.step} in {case.precision}")
+            turns = case.ready()
+            seconds: dict[str, list[float]] = {variant: [] for variant in turns}
             for _ in range(rounds):
-                for variant, run_once in calls.items():
-                    start = time.perf_counter()
-                    run_once()
-                    seconds[variant].append(time.perf_counter() - start)
-                bar.update(amount)
+                for variant, run_once in turns.items():
+                    seconds[variant].append(time_of(run_once, config.device))
+                bar.update(case.work)
             seconds = {variant: times[WARM_UP:] for variant, times in seconds.items()}
-            yield Timing(name, tuple(pair.x.shape), step, precision, seconds)
+            seen = turns if case.name in VISION else {}
+            peaks = {variant: peak_memory(once, config.device) for variant, once in seen.items()}
+            yield Timing(case.name, case.shape, case.step, case.precision, seconds, peaks)
 
 
-def call(
-    net: nn.Module, inputs: tuple[Tensor, ...], step: Step, precision: Precision
-) -> Callable[[], None]:
-    """What is timed: one evaluation or one training step."""
+def time_of(run_once: Call, device: str) -> float:
+    """Seconds that a call takes, on a GPU until its work is done."""
+    start = time.perf_counter()
+    run_once()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
 
-    def forward() -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-            y = net(*inputs)
-        return y if isinstance(y, Tensor) else y[-1]
 
-    @torch.inference_mode()
-    def evaluate() -> None:
-        forward()
+def peak_memory(run_once: Call, device: str) -> int:
+    """The most bytes that tensors take at once during a call, beyond those there before.
 
-    def train() -> None:
-        net.zero_grad()
-        forward().float().square().mean().backward()
-
-    return evaluate if step == "evaluation" else train
+    >>> def steps() -> None:
+    ...     a, b = torch.empty(1000), torch.empty(2000)
+    ...     del a
+    ...     c = torch.empty(500)
+    >>> peak_memory(steps, "cpu")
+    12000
+    """
+    if device == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        run_once()
+        return torch.cuda.max_memory_allocated() - before
+    with torch.autograd.profiler.profile(profile_memory=True) as profile:
+        run_once()
+    assert profile.kineto_results is not None
+    found = [event for event in profile.kineto_results.events() if event.name() == "[memory]"]
+    found.sort(key=lambda event: event.start_ns())
+    return max(itertools.accumulate((event.nbytes() for event in found), initial=0))
 
 
 # Telling
 
 
-def tables(timings: Sequence[Timing], rounds: int) -> str:
-    """The medians: one table of the sequence nets, one of resnet50, each with what it means."""
+def tables(timings: Sequence[Timing], config: Config) -> str:
+    """The medians: a table of the sequence nets, one of those of images and one of the images, each
+    with what it means."""
     found = {
-        (timing.net, variant, timing.step, timing.precision): statistics.median(ratios)
+        (timing.name, variant, timing.step, timing.precision): statistics.median(ratios)
         for timing in timings
         for variant, ratios in timing.ratios.items()
     }
-    shapes = {timing.net: " x ".join(map(str, timing.shape)) for timing in timings}
+    shapes = {timing.name: " x ".join(map(str, timing.shape)) for timing in timings}
     kinds = [(step, precision) for precision in PRECISIONS for step in STEPS]
     heads = [f"{step} {precision}" for step, precision in kinds]
-    close = f"median of {rounds} rounds, one thread."
+    threads = "one thread" if config.threads == 1 else f"{config.threads} threads"
+    close = f"median of {config.rounds} rounds, {threads}."
     told = []
     rows = [
         [
@@ -266,13 +433,38 @@ def tables(timings: Sequence[Timing], rounds: int) -> str:
             "The time of the net written by hand over ours, above 1 where ours is faster; under "
             f'"lengths", the time of ours with lengths over without; {close}',
         ]
-    if "resnet50" in shapes:
-        ratios = [1 / found["resnet50", "theirs", step, "fp32"] for step in STEPS]
-        row = ["resnet50", shapes["resnet50"], *(f"{ratio:.2f}" for ratio in ratios)]
-        told += [
-            report.markdown_table(["net", "input", *heads[:2]], [row], left=2),
-            f"The time of ours over torchvision's, below 1 where ours is faster; {close}",
+    memory = {(t.name, t.step): t.peaks["ours"] / t.peaks["theirs"] for t in timings if t.peaks}
+    rows = [
+        [
+            net,
+            shapes[net],
+            *(f"{1 / found[net, 'theirs', step, 'fp32']:.3f}" for step in STEPS),
+            *(f"{memory[net, step]:.3f}" for step in STEPS),
         ]
+        for net in VISION
+        if net in shapes
+    ]
+    if rows:
+        header = ["net", "input", *heads[:2], *(f"memory: {head}" for head in heads[:2])]
+        told += [
+            report.markdown_table(header, rows, left=2),
+            "The time of ours over torchvision's, below 1 where ours is faster; under "
+            f'"memory", the peak memory of ours over torchvision\'s; {close}',
+        ]
+    for timing in timings:
+        if timing.step == "loading":
+            rates = {
+                name: timing.shape[0] / statistics.median(timing.seconds[name])
+                for name in ("ours", "theirs")
+            }
+            ratio = found["images", "theirs", "loading", "fp32"]
+            row = ["images", shapes["images"], *(f"{rate:,.0f}" for rate in rates.values())]
+            header = ["", "epoch", "ours, images/s", "one by one, images/s", "ratio"]
+            told += [
+                report.markdown_table(header, [[*row, f"{ratio:.1f}"]], left=2),
+                f"Images per second that reach the step, in batches of {BATCH}; under "
+                f'"ratio", the time one by one over that of ours; {close}',
+            ]
     return "\n\n".join(told)
 
 

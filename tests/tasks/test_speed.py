@@ -1,4 +1,4 @@
-"""The peers that our nets are timed against compute the same, and the recipe tells the ratios."""
+"""What ours is timed against computes the same, and the recipe tells the ratios."""
 
 import json
 from collections.abc import Callable
@@ -9,12 +9,14 @@ import torch
 from torch import Tensor, nn
 
 import resbackbones as rb
+from resbackbones.data import open_dataset
+from resbackbones.vision import ImageItems, ResidualImageProcessor
 from tasks import speed
 from tasks._running import run
-from tasks._speed_peers import PEERS, copy_weights
+from tasks._speed_peers import PEERS, copy_weights, image_by_image, noise
 
 
-def time_nets(*arguments: object) -> None:
+def time_speed(*arguments: object) -> None:
     run(speed.main, speed.Config, [str(argument) for argument in arguments])
 
 
@@ -64,11 +66,11 @@ def test_measures_and_tells(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(speed, "has_bf16", lambda: bf16)
+    monkeypatch.setattr(speed, "has_bf16", lambda device: bf16)
     monkeypatch.setitem(speed.SEQUENCES, "tc_resnet14", (2, 21))
     out = tmp_path / "new" / "speed.json"
-    time_nets(
-        "--nets", "tc_resnet14", "resnet50", "--rounds", 2, "--image-size", 32, "--output", out
+    time_speed(
+        "--only", "tc_resnet14", "resnet50", "--rounds", 2, "--image-size", 32, "--output", out
     )
     printed = capsys.readouterr().out
     header, _, row = (line for line in printed.splitlines()[:3])
@@ -79,12 +81,96 @@ def test_measures_and_tells(
 
     written = json.loads(out.read_text(encoding="utf-8"))
     assert written["threads"] == 1 and written["hardware"]["cpu"] and written["versions"]["torch"]
-    kinds = [(t["net"], t["step"], t["precision"]) for t in written["timings"]]
+    kinds = [(t["name"], t["step"], t["precision"]) for t in written["timings"]]
     assert len(kinds) == len(set(kinds)) == (6 if bf16 else 4)
     for timing in written["timings"]:
-        others = {"theirs", "lengths"} if timing["net"] == "tc_resnet14" else {"theirs"}
+        others = {"theirs", "lengths"} if timing["name"] == "tc_resnet14" else {"theirs"}
         assert set(timing["ratios"]) == others and set(timing["seconds"]) == others | {"ours"}
         assert all(len(values) == 2 for values in timing["seconds"].values())
+        assert set(timing["peaks"]) == (
+            {"ours", "theirs"} if "resnet" in timing["name"][:6] else set()
+        )
+
+
+def test_tells_of_images(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speed, "LOADED", 20)
+    monkeypatch.setattr(speed, "BATCH", 8)
+    out = tmp_path / "speed.json"
+    time_speed("--only", "fcos", "images", "--rounds", 1, "--image-size", 32, "--output", out)
+    rows = [line.strip("| ").split("|") for line in capsys.readouterr().out.splitlines()]
+    told = {row[0].strip(): [cell.strip() for cell in row[1:]] for row in rows if len(row) > 1}
+    shape, *ratios = told["fcos"]
+    assert shape == "4 x 3 x 32 x 32" and len(ratios) == 4 and all(float(r) > 0 for r in ratios)
+    epoch, ours, theirs, ratio = told["images"]
+    assert epoch == "20 x 3 x 32 x 32" and float(ratio) > 0
+    assert int(ours.replace(",", "")) > 0 and int(theirs.replace(",", "")) > 0
+
+    timings = json.loads(out.read_text(encoding="utf-8"))["timings"]
+    assert [(t["name"], t["step"]) for t in timings] == [
+        ("fcos", "evaluation"), ("fcos", "training"), ("images", "loading"),
+    ]  # fmt: skip
+    for timing in timings:
+        assert set(timing["peaks"]) == ({"ours", "theirs"} if timing["name"] == "fcos" else set())
+        (seconds,) = timing["seconds"]["ours"]
+        assert timing["ratios"]["theirs"] == [timing["seconds"]["theirs"][0] / seconds]
+        if timing["name"] == "images":
+            assert ours == f"{20 / seconds:,.0f}"
+
+
+def test_torchvisions_detector_computes_what_ours_does() -> None:
+    sides, _ = speed.detectors(speed.Config(image_size=32))
+    ours, theirs = sides["ours"].net, sides["theirs"].net
+    torch.manual_seed(0)
+    disturb(ours)
+    copy_weights(ours, theirs)
+    gradients = []
+    for side in sides.values():
+        side.loss().backward()
+        gradients.append([parameter.grad for parameter in side.net.parameters()])
+    for a, b in zip(*gradients, strict=True):
+        assert a is not None and b is not None  # every layer is trained
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-3 * float(b.abs().max()) + 1e-9)
+
+
+def test_images_one_by_one_come_as_ours_do() -> None:
+    rows = noise(4, 8)
+    still = image_by_image(rows, 0).__getitems__([2, 0])
+    items = ImageItems(open_dataset(rows), ResidualImageProcessor())
+    expected = items.__getitems__([2, 0])
+    for got, pixels, label in zip(still, *expected.values(), strict=True):
+        turned = got["pixel_values"].flip(2)
+        assert any(torch.allclose(one, pixels, atol=1e-6) for one in (got["pixel_values"], turned))
+        assert got["labels"] == label
+
+
+def test_peak_memory_is_what_is_there_at_once() -> None:
+    kept = [torch.empty(7)]
+
+    def steps() -> None:
+        first, second = torch.empty(1000), torch.empty(2000)
+        del first
+        third = torch.empty(900)
+        assert second.numel() > third.numel()
+        kept[:] = [torch.empty(10)]
+
+    assert [speed.peak_memory(steps, "cpu") for _ in range(3)] == [4 * 3000] * 3
+    assert speed.peak_memory(kept.clear, "cpu") == 0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_peak_memory_of_a_gpu() -> None:
+    def steps() -> None:
+        first, second = (torch.empty(count, device="cuda") for count in (1024, 2048))
+        del first
+        torch.empty_like(second[:512])
+
+    assert speed.peak_memory(steps, "cuda") == 4 * 3072
+
+
+def test_a_gpu_that_is_not_there_is_refused(no_gpu: None, refused: Callable[..., str]) -> None:
+    assert "--device cuda needs a GPU" in refused(time_speed, "--device", "cuda")
 
 
 def test_a_peer_that_computes_something_else_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,16 +179,18 @@ def test_a_peer_that_computes_something_else_is_not_timed(monkeypatch: pytest.Mo
     with pytest.raises(
         RuntimeError, match=r"tc_resnet14 and of its peer differ by .* of the largest"
     ):
-        time_nets("--nets", "tc_resnet14")
+        time_speed("--only", "tc_resnet14")
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--nets", "tc_resnet8"], "did you mean 'tc_resnet14'?"),
-        (["--nets"], "--nets names no net"),
+        (["--only", "tc_resnet8"], "did you mean 'tc_resnet14'?"),
+        (["--only"], "--only names nothing"),
         (["--rounds", "0"], "--rounds is 0; give 1 or more"),
-        (["--image-size", "8"], "--image-size is 8; give 32 or more"),
+        (["--image-size", "8"], "--image-size is 8; give 32, 64 or a multiple of 128"),
+        (["--image-size", "96"], "--image-size is 96; give 32, 64 or a multiple of 128"),
+        (["--threads", "0"], "--threads is 0; give 1 or more"),
         (["--output", "."], "cannot write . (Is a directory)"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -110,4 +198,4 @@ def test_a_peer_that_computes_something_else_is_not_timed(monkeypatch: pytest.Mo
 def test_bad_input_is_one_sentence(
     arguments: list[str], sentence: str, refused: Callable[..., str]
 ) -> None:
-    assert sentence in refused(time_nets, *arguments)
+    assert sentence in refused(time_speed, *arguments)
