@@ -290,7 +290,8 @@ def with_output_stride(spec: BackboneSpec, stride: int) -> BackboneSpec:
 
     Raises:
         InputError: a stride the net does not pass through, or a stride taken by something other
-            than a convolution where a dilation of that one's own cannot be told from the stride's.
+            than a convolution where a dilation of that one's own cannot be told from the stride's,
+            or by k-max pooling, which has no dilation.
     """
     reached = [1] * spec.dims
     for part in spec.plan.stem:
