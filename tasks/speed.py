@@ -24,6 +24,10 @@ images are 10,000 PNGs of 32x32 pixels: how many per second reach the step, in b
 `ImageItems` in this process, with the augmentation of tasks.vision.classify_images. Beside them the
 same images as transformers' examples have them, each decoded and transformed by itself, with as
 many workers as there are threads (where there are several).
+
+texts are as many tokens in every text: our default classifier, n-grams of words and masks included,
+beside Kim's CNN and untrained transformers in the sizes of MiniLM-L6 and DistilBERT. Tokenizing is
+left out.
 """
 
 import dataclasses
@@ -56,6 +60,7 @@ from resbackbones.vision import (
     ResidualImageProcessor,
 )
 from resbackbones.vision.boxes import select
+from tasks import _speed_texts
 from tasks._running import run
 from tasks._speed_peers import PEERS, copy_weights, fcos, image_by_image, noise
 from tasks.vision import classify_images
@@ -75,7 +80,7 @@ SEQUENCES = {  # items and positions
     "tcn": (16, 80),
 }
 VISION = ("resnet50", "fcos")
-NAMES = (*PEERS, "fcos", "images")
+NAMES = (*PEERS, "fcos", "images", "texts")
 IMAGES = 4
 CLASSES = 20  # of objects
 LOADED = 10_000  # images
@@ -89,7 +94,7 @@ TOLERANCE = 1e-4  # of the largest output
 @dataclass(frozen=True)
 class Config:
     only: tuple[str, ...] = NAMES
-    """What to measure: some nets, or "images"."""
+    """What to measure: some nets, "images" or "texts"."""
     rounds: int = 15
     """Ratios that a median is of, after two rounds of warming up."""
     image_size: int = 128
@@ -187,6 +192,11 @@ def cases(name: str, config: Config, precisions: Sequence[Precision]) -> list[Ca
     """
     if name == "images":
         return [loading(config)]
+    if name == "texts":
+        return [
+            Case("texts", shape, "evaluation", "fp32", macs, partial(dict, turns))
+            for shape, macs, turns in _speed_texts.turns(config.device)
+        ]
     torch.manual_seed(0)
     sides, x = detectors(config) if name == "fcos" else backbones(name, config)
     macs = rb.count_macs(sides["ours"].net.eval(), x)
@@ -464,7 +474,8 @@ def tables(timings: Sequence[Timing], config: Config) -> str:
                 f"Images per second that reach the step, in batches of {BATCH}; under "
                 f'"ratio", the time one by one over that of ours; {close}',
             ]
-    return "\n\n".join(told)
+    texts = [(t.shape, t.seconds, t.ratios) for t in timings if t.name == "texts"]
+    return "\n\n".join([*told, *_speed_texts.table(texts, close)])
 
 
 def write(timings: Sequence[Timing], path: Path) -> None:

@@ -15,7 +15,7 @@ from torch.export import Dim
 
 import resbackbones as rb
 from resbackbones.speech import ResidualForAudioClassification
-from resbackbones.text import ResidualForSequenceClassification, train_tokenizer
+from resbackbones.text import Ngrams, ResidualForSequenceClassification, train_tokenizer
 from resbackbones.vision import ResidualForImageClassification
 
 
@@ -44,23 +44,33 @@ def speech() -> tuple[Any, Any, Any]:
     return model, example, sizes | {"attention_mask": {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}}
 
 
-def text() -> tuple[Any, Any, Any]:
-    tokenizer = train_tokenizer(["who is it", "where is it"], "word")
-    model = ResidualForSequenceClassification.build("dpcnn", num_labels=3, processor=tokenizer)
+def text(spec: str, ngrams: Ngrams | None = None, **changes: Any) -> tuple[Any, Any, Any]:
+    tokenizer = train_tokenizer(["who is it", "where is it"], "word", ngrams=ngrams)
+    model = ResidualForSequenceClassification.build(
+        spec, num_labels=3, processor=tokenizer, head={"pooling": "mean_max"}, **changes
+    )
 
     def example(batch: int, size: int) -> dict[str, Tensor]:
         tokens = torch.randint(len(tokenizer), (batch, size))
-        return {"input_ids": tokens, "attention_mask": mask(batch, size)}
+        inputs = {"input_ids": tokens, "attention_mask": mask(batch, size)}
+        if ngrams is not None:
+            rows = torch.randint(ngrams.buckets, (batch, size, ngrams.most))
+            inputs["ngram_ids"] = rows * inputs["attention_mask"][:, :, None]
+        return inputs
 
-    both = {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}
-    return model, example, {"input_ids": both, "attention_mask": both}
+    sizes: dict[str, dict[int, Any]] = {
+        name: {0: Dim.DYNAMIC, 1: Dim.DYNAMIC} for name in example(1, 1)
+    }
+    return model, example, sizes
 
 
 CASES = {
     "resnet18": vision,
     "cosine": lambda: vision(SMALL, kind="cosine", pooling="mean_max"),
     "matchboxnet_3x1": speech,
-    "dpcnn": text,
+    "dpcnn": lambda: text("dpcnn"),
+    "word_resnet6": lambda: text("word_resnet6", Ngrams(buckets=50, most=4)),
+    "vdcnn9, k-max": lambda: text("vdcnn9", downsample="k_max", skip="none"),
 }
 SIZES = [(3, 151), (1, 90), (4, 97)]  # odd and even, a batch of one
 

@@ -22,6 +22,7 @@ from resbackbones.core.ops import (
     average_pool,
     beyond,
     blur,
+    k_max_pool,
     make_norm,
     masked_mean,
     max_pool,
@@ -283,6 +284,20 @@ class MaxPool(_Window):
         return max_pool(x, *self.window, context, self.zero_padded)
 
 
+class KMaxPool(nn.Module):
+    """The largest numbers of each channel, one of `stride`, in their order."""
+
+    def __init__(self, part: layers.KMaxPool, spec: BackboneSpec, in_channels: int) -> None:
+        super().__init__()
+        self.stride = plane(part.stride, spec)[-1]
+
+    def forward(self, x: Tensor, context: Context = WHOLE) -> Tensor:
+        return k_max_pool(x, self.stride, context)
+
+    def extra_repr(self) -> str:
+        return f"stride={self.stride}"
+
+
 class AveragePool(_Window):
     """Mean over each cell of `stride` positions."""
 
@@ -348,6 +363,7 @@ MODULES: dict[type[Part], Callable[[Any, BackboneSpec, int], nn.Module]] = {
     layers.Dropout: Dropout,
     layers.Attention: _attention,
     layers.MaxPool: MaxPool,
+    layers.KMaxPool: KMaxPool,
     layers.AveragePool: AveragePool,
     layers.Blur: Blur,
     layers.Subsample: Subsample,

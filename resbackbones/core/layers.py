@@ -185,6 +185,18 @@ class MaxPool(Part):
 
 
 @dataclass(frozen=True)
+class KMaxPool(Part):
+    """Of the L numbers of each channel along the last axis the ceil(L / `stride`) largest, in the
+    order they stand in (Kalchbrenner et al. 2014, section 3.2)."""
+
+    channels: int
+    stride: Axes
+
+    def reach(self, causal: bool) -> tuple[float, float]:
+        return math.inf, math.inf
+
+
+@dataclass(frozen=True)
 class AveragePool(Part):
     """Mean over `kernel` positions from every `stride`-th one on, `dilation` apart; a cell cut
     short by the end counts what it has."""

@@ -136,6 +136,26 @@ def max_pool(
     return context.strided(strides[-1]).mask(y)
 
 
+def k_max_pool(x: Tensor, stride: int, context: Context) -> Tensor:
+    """Of each channel the ceil(L / stride) largest numbers along the last axis, L an item's own
+    length there, in the order they stand in; of equal ones the first. Numbers that only rounding
+    tells apart are as good as equal, and yet which is the first may then depend on the batch.
+
+    >>> k_max_pool(torch.tensor([[[[1.0, 5.0, 0.0, 4.0, 0.0]]]]), 2, Context())
+    tensor([[[[1., 5., 4.]]]])
+    """
+    inside, kept = context.strided(stride), -(-x.shape[-1] // stride)
+    # Channels last in memory, as sequences are laid out. Only a stable sort knows the first of
+    # equal numbers: after a ReLU many are 0.
+    places = context.lowest(x).movedim(1, -1).sort(dim=2, descending=True, stable=True).indices
+    places = places[:, :, :kept]
+    if inside.lengths is not None:  # a shorter item keeps fewer: the rest goes to the end
+        real = inside.valid(places.movedim(-1, 1)).movedim(1, -1)
+        places = places.masked_fill(~real, x.shape[-1] - 1)
+    y = x.movedim(1, -1).gather(2, places.sort(2).values)
+    return inside.mask(y.movedim(-1, 1))
+
+
 def average_pool(
     x: Tensor, kernel: Plane, strides: Plane, dilation: Plane, context: Context
 ) -> Tensor:

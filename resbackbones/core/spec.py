@@ -19,6 +19,7 @@ from resbackbones.core.layers import (
     Blur,
     Dropout,
     Gate,
+    KMaxPool,
     Layer,
     MaxPool,
     NormActivation,
@@ -44,7 +45,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "norm": ("batch", "group", "layer", "weight", "none"),
     "activation": ("relu", "gelu", "silu", "tanh"),
     "attention": ("none", "se", "eca"),
-    "downsample": ("stride", "blur", "max", "patch"),
+    "downsample": ("stride", "blur", "max", "k_max", "patch"),
 }
 
 
@@ -85,8 +86,10 @@ class BackboneSpec:
         causal: position t of the last axis sees only positions <= t.
         downsample: a stage's stride is taken by its first convolution ("stride"), by a blur after
             that one and its norm and activation, as is the stem's pooling's ("blur", Zhang 2019),
-            by a 3-wide max pooling before its first block ("max"), or by a norm and a convolution
-            of patches side by side there, which also takes a change of width ("patch", ConvNeXt).
+            by a 3-wide max pooling before its first block ("max"), there too by keeping of a
+            sequence the largest numbers of each channel in their order ("k_max", Kalchbrenner
+            2014), or by a norm and a convolution of patches side by side there, which also takes a
+            change of width ("patch", ConvNeXt).
 
     Raises:
         InputError: an unknown value, a field no part of this spec reads, or a refused combination.
@@ -208,6 +211,7 @@ class BackboneSpec:
                     MaxPool: "max pooling",
                     AveragePool: f"shortcut={self.shortcut!r}",
                     Blur: f"downsample={self.downsample!r}",
+                    KMaxPool: f"downsample={self.downsample!r}",
                 }.get(type(part), type(part).__name__)
                 if self.norm == "group" and part.norm:
                     what = "norm='group'"
@@ -237,6 +241,8 @@ class BackboneSpec:
             size, apart = stage.window(self.dims)
             if self.downsample == "max":
                 down = self._max_pool(width, size, stage.stride, apart)
+            elif self.downsample == "k_max" and max(size) > 1:
+                down = (KMaxPool(width, stage.stride),)
             elif self.downsample == "patch" and (max(size) > 1 or width != stage.channels):
                 down = (
                     NormActivation(width, activation=False),
@@ -439,6 +445,12 @@ REFUSALS: dict[str, Callable[[BackboneSpec], bool]] = {
             and s.weight_standardized
             and (s.order == "pre" or not _convolutions(s)[-1].norm)
         )
+    ),
+    "downsample='k_max' keeps the largest numbers along one axis, and dims=2 has two; use "
+    "downsample='max', or dims=1": lambda s: s.downsample == "k_max" and s.dims == 2,
+    "downsample='k_max' takes a stride by keeping the largest numbers, which has no dilation; use "
+    "downsample='stride' or 'max' where a stride became a dilation": (
+        lambda s: s.downsample == "k_max" and any(stage.first_dilation for stage in s.stages)
     ),
     "init='fixup' replaces the norm and needs norm='none' (weight norm would divide by the norm of "
     "a zero weight)": lambda s: s.init == "fixup" and s.norm != "none",

@@ -118,13 +118,16 @@ def _tc_resnet(blocks: int) -> BackboneSpec:
     return BackboneSpec(stages, dims=1, in_channels=40, stem=Stem(16), shortcut_activation=True)
 
 
-# Text, 1-D: embeddings are channels. VDCNN (Conneau et al. 2017), DPCNN (Johnson & Zhang 2017).
+# Text, 1-D: embeddings are channels. VDCNN (Conneau et al. 2017, sections 3.1 and 4.3): of the ways
+# it halves a text the best, max pooling; the others are downsample="stride" and "k_max".
 def _vdcnn(*blocks: int) -> BackboneSpec:
     stem = Stem(64, norm=False, activation=False, bias=True)
     stages = _stages((64, 128, 256, 512), blocks)
     return BackboneSpec(stages, dims=1, in_channels=16, stem=stem, downsample="max")
 
 
+# DPCNN (Johnson & Zhang 2017, section 2): what embeds regions of 3 words stays without an
+# activation, no shortcut has a weight, and nothing is normalised.
 _DPCNN = BackboneSpec(
     (Stage(250, 1), *(Stage(250, 1, 2),) * 6), dims=1, in_channels=250, norm="none", order="pre",
     stem=Stem(250, activation=False), downsample="max",
@@ -158,6 +161,10 @@ _GCNN14 = BackboneSpec(
     dims=1, in_channels=280, branch=Gated(), order="none", norm="weight", causal=True,
     stem=Stem(850, 1, activation=False),
 )  # fmt: skip
+
+
+# Ours, of gated layers: every sum is as the layer left it, 15 words wide.
+_WORD_GCNN = replace(_WORD_RESNET, stages=(Stage(192, 6),), branch=Gated(), order="none")
 
 
 SPECS: dict[str, BackboneSpec] = {
@@ -219,6 +226,9 @@ SPECS: dict[str, BackboneSpec] = {
     "vdcnn49": _vdcnn(8, 8, 5, 3),
     "dpcnn": _DPCNN,
     "word_resnet6": _WORD_RESNET,
+    "word_gcnn8": _WORD_GCNN,
+    # Ours: the TCN's blocks to both sides, 253 words wide.
+    "word_tcn13": replace(_tcn(6, 192, 128, 0.1), causal=False),
     "tcn": _tcn(4, 600, 600, 0.45),
     "tcn_char": _tcn(3, 450, 100, 0.1),
     "gcnn14": _GCNN14,
@@ -280,7 +290,8 @@ def with_output_stride(spec: BackboneSpec, stride: int) -> BackboneSpec:
 
     Raises:
         InputError: a stride the net does not pass through, or a stride taken by something other
-            than a convolution where a dilation of that one's own cannot be told from the stride's.
+            than a convolution where a dilation of that one's own cannot be told from the stride's,
+            or by k-max pooling, which has no dilation.
     """
     reached = [1] * spec.dims
     for part in spec.plan.stem:

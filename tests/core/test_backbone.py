@@ -253,6 +253,7 @@ LATE = (rb.Stage(8, 1), rb.Stage(12, 1, 4), rb.Stage(16, 1, 2))
         ({"stages": OWN, "downsample": "blur"}, 4, "is taken by a blur, and beside it stands"),
         ({"stages": OWN, "shortcut": "average"}, 4, "is taken by the mean of its shortcut"),
         ({"stages": LATE, "downsample": "patch"}, 4, "is taken by patches, and .* a stride that"),
+        ({"dims": 1, "downsample": "k_max"}, 4, "largest numbers, which has no dilation"),
     ],
     ids=str,
 )
@@ -467,10 +468,20 @@ def test_recomputing_is_for_training_alone() -> None:
     assert calls == [name for name, _ in net.blocks]
 
 
-@pytest.mark.parametrize("name", ["tc_resnet8", "vdcnn9", "dpcnn", "tcn_char"])
-def test_sequences_stay_channels_last(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("tc_resnet8", {}),
+        ("vdcnn9", {}),
+        ("vdcnn9", {"downsample": "k_max"}),
+        ("dpcnn", {}),
+        ("tcn_char", {}),
+    ],
+    ids=str,
+)
+def test_sequences_stay_channels_last(name: str, changes: dict) -> None:
     """A tensor that loses the layout on its way costs more than every mask."""
-    net = rb.backbone(name)
+    net = rb.backbone(name, **changes)
     seen = []
     for module in net.modules():
         if isinstance(module, nn.Conv2d):

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 import resbackbones as rb
 from resbackbones.core.blocks import Bias, Convolution, Residual
-from resbackbones.core.ops import masked_max, masked_mean
+from resbackbones.core.context import Context
+from resbackbones.core.ops import k_max_pool, masked_max, masked_mean
 
 SEQUENCES = [name for name, spec in rb.SPECS.items() if spec.dims == 1]
 # The same nets, narrow and not very deep: padding depends on neither.
@@ -125,12 +126,22 @@ def largest_quotient(net: rb.Backbone) -> Iterator[list[float]]:
             hook.remove()
 
 
+# What has no second axis.
+SEQUENCE_VARIANTS = [
+    {"downsample": "k_max"},
+    {"downsample": "k_max", "skip": "none", "norm": "layer"},
+    {"downsample": "k_max", "order": "pre", "shortcut": "pad"},
+]
 lengths_strategy = st.lists(st.integers(1, 40), min_size=1, max_size=4)
 
 
-@pytest.mark.parametrize("dims", [1, 2])
 @pytest.mark.parametrize(
-    "changes", VARIANTS, ids=lambda c: "-".join(map(str, c.values()))[:60] or "base"
+    ("changes", "dims"),
+    [
+        *((changes, dims) for changes in VARIANTS for dims in (1, 2)),
+        *((changes, 1) for changes in SEQUENCE_VARIANTS),
+    ],
+    ids=lambda c: "-".join(map(str, c.values()))[:60] or "base" if isinstance(c, dict) else str(c),
 )
 def test_batch_is_single(changes: dict, dims: int) -> None:
     torch.manual_seed(0)
@@ -145,10 +156,18 @@ def test_batch_is_single(changes: dict, dims: int) -> None:
     check()
 
 
-@pytest.mark.parametrize("name", SEQUENCES)
-def test_every_sequence_net_of_the_zoo(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        *((name, {}) for name in SEQUENCES),
+        *(("vdcnn9", {"downsample": way}) for way in ("stride", "k_max")),
+        *(("vdcnn9", {"downsample": way, "skip": "none"}) for way in ("stride", "max", "k_max")),
+    ],
+    ids=lambda value: "-".join(value.values()) if isinstance(value, dict) else value,
+)
+def test_every_sequence_net_of_the_zoo(name: str, changes: dict) -> None:
     torch.manual_seed(0)
-    spec = rb.SPECS[name]
+    spec = replace(rb.SPECS[name], **changes)
     if name == "gcnn14":  # as published it has 100 million weights
         stages = tuple(replace(stage, channels=32) for stage in spec.stages)
         spec = replace(spec, stages=stages, stem=replace(spec.stem, channels=32))
@@ -312,6 +331,35 @@ def test_masked_pooling() -> None:
     torch.testing.assert_close(mean[0], masked_mean(x)[0])
     torch.testing.assert_close(largest[0], masked_max(x)[0])
     assert not mean[2].any() and not largest[2].any()
+
+
+@given(
+    rows=st.lists(st.lists(st.integers(-2, 2), min_size=1, max_size=12), min_size=1, max_size=4),
+    stride=st.integers(2, 4),
+    extra=st.integers(0, 5),
+)
+def test_k_max_keeps_of_every_item_what_its_own_length_says(
+    rows: list[list[int]], stride: int, extra: int
+) -> None:
+    """Exactly, and of equal numbers the first, whatever stands in the padding."""
+    size = max(map(len, rows)) + extra
+    batch = torch.full((len(rows), 1, 1, size), 9.0)
+    for item, row in zip(batch, rows, strict=True):
+        item[..., : len(row)] = torch.tensor(row)
+    pooled = k_max_pool(batch, stride, Context(torch.tensor([len(row) for row in rows])))
+    assert pooled.shape[-1] == -(-size // stride)
+    for item, row in zip(pooled, rows, strict=True):
+        places = sorted(range(len(row)), key=lambda place: -row[place])[: -(-len(row) // stride)]
+        kept = [float(row[place]) for place in sorted(places)]
+        assert item.flatten().tolist() == kept + [0.0] * (pooled.shape[-1] - len(kept))
+        alone = k_max_pool(torch.tensor([[[row]]]).float(), stride, Context())
+        assert alone.flatten().tolist() == kept
+
+
+def test_gradients_reach_what_k_max_keeps_and_nothing_else() -> None:
+    x = torch.tensor([[[[3.0, 1.0, 2.0, 9.0]]]], requires_grad=True)
+    k_max_pool(x, 2, Context(torch.tensor([3]))).sum().backward()
+    assert x.grad.flatten().tolist() == [1.0, 0.0, 1.0, 0.0]
 
 
 @pytest.mark.parametrize("dims", [1, 2])

@@ -157,6 +157,8 @@ REFUSED = [
     {"init": "zero_last", "norm": "weight"},
     {"weight_standardized": True, "norm": "weight"},
     {"init": "zero_last", "norm": "group", "weight_standardized": True, "order": "pre"},
+    {"downsample": "k_max"},
+    {"downsample": "k_max", "dims": 1, "stages": (rb.Stage(8, 1, dilation=2, first_dilation=1),)},
     {"init": "fixup"},
     {"init": "fixup", "norm": "none", "branch_scale": "skipinit"},
     {"init": "fixup", "norm": "none", "branch": rb.Gated()},
@@ -178,6 +180,7 @@ def test_refusals_are_by_name(why: str, changes: dict) -> None:
         ({"norm": "group"}, "norm='group'"),
         ({"downsample": "max"}, "max pooling"),
         ({"downsample": "blur"}, "downsample='blur'"),
+        ({"downsample": "k_max", "dims": 1}, "downsample='k_max'"),
         ({"shortcut": "average"}, "shortcut='average'"),
     ],
 )

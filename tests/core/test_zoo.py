@@ -10,6 +10,9 @@ import transformers
 from torch import nn
 
 import resbackbones as rb
+from resbackbones.core.backbone import NORMS
+from resbackbones.core.blocks import Convolution
+from resbackbones.core.layers import Layer, MaxPool, NormActivation
 from resbackbones.core.ops import masked_mean
 from resbackbones.core.zoo import FOREIGN
 from resbackbones.vision import ResidualForImageClassification
@@ -36,6 +39,20 @@ def preact_bottlenecks(depth: int) -> int:
             total += 2 * (width + 2 * inner) + (width * outer if width != outer else 0)
             width = outer
     return total + 2 * width + 10 * (width + 1)
+
+
+def vdcnn(blocks: tuple[int, ...], skip: str) -> int:
+    """Conneau et al. 2017, table 2: one convolution over 16 numbers per character (whose embedding
+    of 69 is not the backbone's), then blocks of two, each with a norm behind; with shortcuts, a
+    1x1 convolution and its norm where the channels double."""
+    total, width = 3 * 16 * 64 + 64, 64
+    for channels, times in zip((64, 128, 256, 512), blocks, strict=True):
+        projection = width * channels + 2 * channels if width != channels else 0
+        total += projection if skip == "identity" else 0
+        for _ in range(times):
+            total += 3 * width * channels + 3 * channels * channels + 2 * 2 * channels
+            width = channels
+    return total
 
 
 # Batch norms of a CIFAR net of depth 110: a stem's, and two per block.
@@ -100,12 +117,21 @@ COUNTS = {
     "tc_resnet8": (12, False, 65_168),
     "tc_resnet14": (12, False, 135_856),
     "mel_resnet14": (12, True, 701_952 + 12 * 129),
-    "word_resnet6": (0, False, 518_016),
-    # Published with a 69-character embedding of 16 numbers, which is not the backbone's.
-    "vdcnn9": (0, False, 1_754_768 - 69 * 16),
-    "vdcnn17": (0, False, 3_847_568 - 69 * 16),
-    "vdcnn29": (0, False, 4_218_512 - 69 * 16),
-    "vdcnn49": (0, False, 7_347_088 - 69 * 16),
+    # A raw convolution of 3 words, four of the blocks, and the norm of what each of these sees and
+    # of the end.
+    "word_resnet6": (0, False, 3 * 128 * 192 + 4 * 3 * 192 * 192 + 5 * 2 * 192),
+    # The same, then six convolutions to twice their channels with norms.
+    "word_gcnn8": (0, False, 3 * 128 * 192 + 6 * (3 * 192 * 384 + 2 * 384)),
+    # Twelve convolutions with a bias and a length per channel, and a projection of the words.
+    "word_tcn13": (
+        0,
+        False,
+        3 * 128 * 192 + 11 * 3 * 192 * 192 + 12 * 2 * 192 + (128 * 192 + 192),
+    ),
+    "vdcnn9": (0, False, 1_753_664),
+    "vdcnn17": (0, False, 3_846_464),
+    "vdcnn29": (0, False, 4_217_408),
+    "vdcnn49": (0, False, 7_345_984),
     # 14 convolutions of 250 x 250 x 3 in the blocks, one in the region embedding, all with biases.
     "dpcnn": (0, False, 15 * (250 * 250 * 3 + 250)),
     # 8 convolutions with one length a channel for weight norm; as wide as its input.
@@ -122,11 +148,12 @@ COUNTS = {
         + (1024 * 2048 + 2048),
     ),
 }
-PLAIN_VDCNN = {
-    "vdcnn9": 1_580_944,
-    "vdcnn17": 3_673_744,
-    "vdcnn29": 4_044_688,
-    "vdcnn49": 7_173_264,
+# Blocks of 64, 128, 256 and 512 channels; parameters without shortcuts.
+VDCNN = {
+    "vdcnn9": ((1, 1, 1, 1), 1_579_840),
+    "vdcnn17": ((2, 2, 2, 2), 3_672_640),
+    "vdcnn29": ((5, 5, 2, 2), 4_043_584),
+    "vdcnn49": ((8, 8, 5, 3), 7_172_160),
 }
 MACS = {
     "resnet18": 1_814_073_344,
@@ -159,12 +186,59 @@ def test_parameters(name: str) -> None:
     assert rb.count_parameters(net) == expected
 
 
-@pytest.mark.parametrize("name", PLAIN_VDCNN)
-def test_plain_vdcnn_parameters(name: str) -> None:
-    net = rb.backbone(name, skip="none")
-    assert rb.count_parameters(net) + 69 * 16 == PLAIN_VDCNN[name]
-    residual = rb.count_parameters(rb.backbone(name))
-    assert rb.count_parameters(net) + net.parameter_difference == residual
+@pytest.mark.parametrize("downsample", ["stride", "max", "k_max"])
+@pytest.mark.parametrize("skip", ["identity", "none"])
+@pytest.mark.parametrize("name", VDCNN)
+def test_vdcnn_is_the_published_one_however_it_halves(
+    name: str, skip: str, downsample: str
+) -> None:
+    blocks, plain = VDCNN[name]
+    with torch.device("meta"):
+        net = rb.backbone(name, skip=skip, downsample=downsample)
+    residual = COUNTS[name][2]
+    expected = plain if skip == "none" else residual
+    assert rb.count_parameters(net) == vdcnn(blocks, skip) == expected
+    assert expected + net.parameter_difference == residual
+    # Depth counts the convolutions, the first one and two per block, not those of shortcuts.
+    branches = sum(2 for _ in net.blocks)
+    assert name == f"vdcnn{1 + branches}"
+    assert net.channels == (64, 128, 256, 512) and net.strides == ((1,), (2,), (4,), (8,))
+    shortcuts = [len(block.shortcut) for _, block in net.blocks]
+    firsts = [sum(blocks[:index]) for index in (1, 2, 3)] if skip == "identity" else []
+    assert [index for index, parts in enumerate(shortcuts) if parts] == firsts
+    strided = [m.conv for m in net.modules() if isinstance(m, Convolution) and m.stride[1] == 2]
+    takers = 2 if skip == "identity" else 1  # the first convolution, and the shortcut's
+    assert len(strided) == (3 * takers if downsample == "stride" else 0)
+
+
+def test_dpcnn_is_the_published_one() -> None:
+    """Johnson & Zhang 2017, figure 1a: 15 weight layers, each but the first behind its activation;
+    a max over 3 by 2 before each block but the first; bare shortcuts."""
+    plan = rb.SPECS["dpcnn"].plan
+    (region,) = plan.stem
+    assert isinstance(region, Layer) and region.kernel == 3 and not region.activation
+    downs, blocks = zip(*plan.stages, strict=True)
+    assert downs == ((), *((MaxPool(250, (3,), 2),),) * 6)
+    for (block,) in blocks:
+        kinds = [type(part) for part in (*block.pre, *block.branch)]
+        assert kinds == [NormActivation, Layer] * 2 and block.shortcut == ()
+    net = rb.backbone("dpcnn")
+    assert sum(isinstance(m, Convolution) for m in net.modules()) == 15
+    assert not any(isinstance(m, NORMS) for m in net.modules())
+
+
+@pytest.mark.parametrize("name", ["word_resnet6", "word_gcnn8", "word_tcn13"])
+def test_nets_of_words_are_as_deep_as_their_names_say(name: str) -> None:
+    """A linear head after them counted. Each sees as far ahead as back, and has a plain twin."""
+    net = rb.backbone(name)
+    inside = [m for m in net.modules() if isinstance(m, Convolution)]
+    shortcuts = [m for _, b in net.blocks for m in b.shortcut.modules()]
+    depth = 1 + sum(module not in shortcuts for module in inside)
+    assert name.endswith(f"{depth}") and not name[: -len(str(depth))][-1].isdigit()
+    before, after = net.spec.reaches[-1]
+    assert before == after == {6: 5, 8: 7, 13: 126}[depth]
+    assert net.parameter_difference == 0
+    assert rb.backbone(name, skip="none").spec.skip == "none"
 
 
 @pytest.mark.parametrize("name", MACS)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import resbackbones as rb
 from resbackbones.data import open_dataset
 from resbackbones.vision import ImageItems, ResidualImageProcessor
-from tasks import speed
+from tasks import _speed_texts, speed
 from tasks._running import run
 from tasks._speed_peers import PEERS, copy_weights, image_by_image, noise
 
@@ -117,6 +117,37 @@ def test_tells_of_images(
         assert timing["ratios"]["theirs"] == [timing["seconds"]["theirs"][0] / seconds]
         if timing["name"] == "images":
             assert ours == f"{20 / seconds:,.0f}"
+
+
+def test_tells_of_texts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_speed_texts, "TOKENS", (3, 7))
+    monkeypatch.setattr(_speed_texts, "BATCHES", (1, 2))
+    small = {name: net for name, net in _speed_texts.classifiers().items() if name != "DistilBERT"}
+    monkeypatch.setattr(_speed_texts, "classifiers", lambda: small)
+    out = tmp_path / "speed.json"
+    time_speed("--only", "texts", "--rounds", 2, "--output", out)
+    header, _, *rows = capsys.readouterr().out.split("\n\n")[0].splitlines()
+    assert [cell.strip() for cell in header.strip("| ").split("|")] == [
+        "texts x tokens", "ours, ms", "Kim's CNN", "MiniLM-L6",
+    ]  # fmt: skip
+    shapes = [row.split("|")[1].strip() for row in rows]
+    assert shapes == ["1 x 3", "2 x 3", "1 x 7", "2 x 7"]
+    timings = json.loads(out.read_text(encoding="utf-8"))["timings"]
+    assert [t["shape"] for t in timings] == [[1, 3], [2, 3], [1, 7], [2, 7]]
+    assert all(set(t["ratios"]) == {"Kim's CNN", "MiniLM-L6"} for t in timings)
+    told = float(rows[0].strip("| ").split("|")[1])
+    first = timings[0]["seconds"]["ours"]
+    assert told == pytest.approx(500 * sum(first), abs=0.06)
+
+
+def test_classifiers_of_texts_have_the_published_sizes() -> None:
+    """DistilBERT (Sanh et al. 2019): 66 million, with the two layers before its classes and those;
+    MiniLM-L6-H384: 22.7 million with a pooler, and 2 classes."""
+    nets = _speed_texts.classifiers()
+    assert rb.count_parameters(nets["DistilBERT"]) == 66_362_880 + 768 * 769 + 2 * 769
+    assert rb.count_parameters(nets["MiniLM-L6"]) == 22_713_216 + 2 * 385
 
 
 def test_torchvisions_detector_computes_what_ours_does() -> None:
