@@ -44,9 +44,11 @@ def speech() -> tuple[Any, Any, Any]:
     return model, example, sizes | {"attention_mask": {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}}
 
 
-def text() -> tuple[Any, Any, Any]:
+def text(**head: Any) -> tuple[Any, Any, Any]:
     tokenizer = train_tokenizer(["who is it", "where is it"], "word")
-    model = ResidualForSequenceClassification.build("dpcnn", num_labels=3, processor=tokenizer)
+    model = ResidualForSequenceClassification.build(
+        "dpcnn", num_labels=3, processor=tokenizer, head=head
+    )
 
     def example(batch: int, size: int) -> dict[str, Tensor]:
         tokens = torch.randint(len(tokenizer), (batch, size))
@@ -61,6 +63,8 @@ CASES = {
     "cosine": lambda: vision(SMALL, kind="cosine", pooling="mean_max"),
     "matchboxnet_3x1": speech,
     "dpcnn": text,
+    "k_max": lambda: text(pooling="k_max"),
+    "attentive": lambda: text(pooling="attentive"),
 }
 SIZES = [(3, 151), (1, 90), (4, 97)]  # odd and even, a batch of one
 
