@@ -321,6 +321,14 @@ def test_unfreezing_leaves_a_model_in_its_mode() -> None:
     assert not any(module.training for module in model.modules())
 
 
+def test_a_model_frozen_whole_rests_in_either_mode() -> None:
+    model = small(head={"dropout": 0.5})
+    model.requires_grad_(False)
+    for change in (model.train, model.eval):
+        change()
+        assert not any(module.training for module in model.modules())
+
+
 def test_fit_leaves_a_frozen_backbone_alone() -> None:
     model = small()
     model.freeze_backbone()

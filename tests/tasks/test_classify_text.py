@@ -219,7 +219,8 @@ def test_a_label_that_the_model_does_not_know_is_named_with_its_row(
     error = refused(classify, *given)
     assert "row 3" in error and "(and 1 more)" in error
     assert "is of the class 'animal', which the model does not know, only 'person', 'pl" in error
-    classify(*given, "--on-bad", "skip")
+    with pytest.warns(UserWarning, match=r"2 of the 8 rows of .* cannot be used \(row 3 of"):
+        classify(*given, "--on-bad", "skip")
     assert "on 6 items of" in capsys.readouterr().out
 
 
