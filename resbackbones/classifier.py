@@ -31,8 +31,11 @@ class ResidualClassifier(ResidualPreTrainedModel):
 
     Attributes:
         label_smoothing: share of every label spread over all classes in training (Szegedy 2016,
-            section 7), over yes and no with many. Part of the training, not of the model: not
-            saved.
+            section 7), over yes and no with many.
+        class_weights: what an item of each class counts in the training loss, float `(K,)`, as
+            `class_weights` makes them; None counts all alike. These two are part of the training,
+            not of the model: not saved, and without effect in evaluation, whose loss so compares
+            with that of any other training.
 
     Raises:
         InputError: a configuration of another problem type.
@@ -44,6 +47,7 @@ class ResidualClassifier(ResidualPreTrainedModel):
     def __init__(self, config: ResidualConfig) -> None:
         super().__init__(config)
         check_problem(config.problem_type)
+        self._class_weights: Tensor | None = None
         self.backbone = Backbone(config.backbone_spec)
         self.head = Classifier(
             self.backbone.channels[-1], len(config.id2label or {}), config.head_options
@@ -53,6 +57,28 @@ class ResidualClassifier(ResidualPreTrainedModel):
     def is_multi_label(self) -> bool:
         """Whether an item has any number of classes."""
         return self.config.problem_type == MULTI_LABEL
+
+    @property
+    def class_weights(self) -> Tensor | None:
+        """See the class; to be set to None or to `(K,)`.
+
+        Raises:
+            InputError: of another shape, negative or no finite numbers, or where an item has any
+                number of classes.
+        """
+        return self._class_weights
+
+    @class_weights.setter
+    def class_weights(self, weights: Tensor | None) -> None:
+        if weights is not None:
+            if self.is_multi_label:
+                raise InputError(
+                    "class weights are for items of one class each, but here an item has any "
+                    "number of them; leave the weights out"
+                )
+            check_weights(weights, len(self.config.id2label or {}))
+            weights = weights.detach().float().cpu()
+        self._class_weights = weights
 
     def pooled(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         """What the classes are told by, `(B, D)`, of the backbone's input `(B, C, *space)`."""
@@ -67,7 +93,9 @@ class ResidualClassifier(ResidualPreTrainedModel):
 
     def loss(self, logits: Tensor, labels: Tensor | None) -> Tensor | None:
         """Mean cross-entropy, of any number of classes that of all their yes and no; None without
-        labels.
+        labels. With class weights it is a weighted mean, and `weight` the sum of the weights, so
+        that an update is the same however its batch is split; smoothing spreads a label with the
+        weight it has.
 
         Args:
             logits: `(B, K)`.
@@ -80,6 +108,13 @@ class ResidualClassifier(ResidualPreTrainedModel):
         if labels is None:
             return None
         smoothing = self.label_smoothing if self.training else 0.0
+        if self.training and self.class_weights is not None:
+            # torch's weight= would spread smoothed labels by the weights of the classes they go
+            # to: an item of a common class would then say more for a rare one than for its own.
+            counted = self._counted(labels).to(logits)
+            spread = torch.lerp(counted, counted.mean(1, keepdim=True), smoothing)
+            total = functional.cross_entropy(logits, spread, reduction="sum")
+            return total / counted.sum().clamp(min=torch.finfo(counted.dtype).tiny)
         if not self.is_multi_label:
             return functional.cross_entropy(logits, labels, label_smoothing=smoothing)
         if labels.shape != logits.shape:
@@ -90,6 +125,23 @@ class ResidualClassifier(ResidualPreTrainedModel):
         answers = torch.lerp(labels.to(logits.dtype), logits.new_tensor(0.5), smoothing)
         return functional.binary_cross_entropy_with_logits(logits, answers)
 
+    def class_number(self, label: str | int) -> int:
+        """The number of a class, from its name or as it is.
+
+        Raises:
+            InputError: no such class.
+        """
+        names = list((self.config.id2label or {}).values())
+        if isinstance(label, str):
+            if label not in names:
+                raise InputError(f"the model has no class {label!r}; {nearest(label, names)}")
+            return names.index(label)
+        if not 0 <= label < len(names):
+            raise InputError(
+                f"the model has no class {label}; give 0 to {len(names) - 1}, or a name"
+            )
+        return label
+
     def scores(self, logits: Tensor) -> Tensor:
         """Each class's probability: all of an item's sum to 1, or each stands for itself."""
         return logits.sigmoid() if self.is_multi_label else logits.softmax(-1)
@@ -99,9 +151,50 @@ class ResidualClassifier(ResidualPreTrainedModel):
         names = list((self.config.id2label or {}).values())
         return (MultiLabel if self.is_multi_label else Confusion)(len(names), names)
 
-    def weight(self, batch: Mapping[str, Any]) -> int:
-        """What the loss is a mean over: the batch's items."""
+    def weight(self, batch: Mapping[str, Any]) -> int | Tensor:
+        """What the loss is a mean over: the batch's items, each as much as its class counts."""
+        if self.training and self.class_weights is not None:
+            return self._counted(batch["labels"]).sum()
         return items(batch)
+
+    def _counted(self, labels: Tensor) -> Tensor:
+        """Labels as what they count of each class, `(B, K)`, on their device."""
+        assert self.class_weights is not None
+        weights = self.class_weights.to(labels.device)
+        shares = functional.one_hot(labels, len(weights)) if labels.ndim == 1 else labels
+        return shares * weights
+
+
+def class_weights(counts: Tensor, power: float = 1.0) -> Tensor:
+    """What an item (or pixel) of each class should count in the loss, float `(K,)`, 1 on average
+    over items.
+
+    Args:
+        counts: items per class, `(K,)`; of a class that has none the weight is 1.
+        power: of the inverse of a class's share; 1 has all classes count alike (scikit-learn's
+            "balanced"; median frequency balancing, Eigen & Fergus 2015, section 6.3.2), 0 all
+            items, 0.5 stands between.
+
+    >>> class_weights(torch.tensor([900, 100]))
+    tensor([0.5556, 5.0000])
+    """
+    share = counts.double() / counts.sum().clamp(min=1)
+    weights = share.clamp(min=1e-12) ** -power
+    weights = weights / (weights * share).sum()
+    return weights.where(counts > 0, 1.0).float()
+
+
+def check_weights(weights: Tensor, classes: int) -> None:
+    """Refuse what are no weights of so many classes."""
+    if weights.shape != (classes,):
+        raise InputError(
+            f"class_weights has shape {tuple(weights.shape)} for {classes} classes; give one "
+            "number per class"
+        )
+    if not (weights.isfinite() & (weights >= 0)).all():
+        raise InputError(
+            f"class_weights are {weights.tolist()}; give finite numbers from 0 up, one per class"
+        )
 
 
 def classifier_options(
@@ -134,4 +227,4 @@ def check_problem(problem_type: str | None) -> None:
         )
 
 
-__all__: Sequence[str] = ("ResidualClassifier", "classifier_options")
+__all__: Sequence[str] = ("ResidualClassifier", "class_weights", "classifier_options")

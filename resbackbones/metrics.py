@@ -191,6 +191,24 @@ class Confusion(_OfClasses):
     def counts(self) -> Tensor:
         return self.sums["counts"].view(self.classes, self.classes).cpu()
 
+    def most_confused(self, most: int = 3) -> list[tuple[str, str, int, int]]:
+        """The pairs of classes that most items were confused in: the one expected, the one it was
+        taken for, how many items were, and of how many; those first that were most.
+
+        >>> Confusion.of([0, 0, 1, 1], [1, 0, 1, 1], ["cat", "dog"]).most_confused()
+        [('cat', 'dog', 1, 2)]
+        """
+        counts = self.counts
+        wrong = counts - counts.diagonal().diag()
+        order = wrong.flatten().sort(descending=True, stable=True).indices[:most].tolist()
+        pairs = [divmod(place, self.classes) for place in order]
+        there = counts.sum(1).tolist()
+        return [
+            (self.names[own], self.names[other], int(wrong[own, other]), there[own])
+            for own, other in pairs
+            if wrong[own, other]
+        ]
+
     def compute(self) -> dict[str, float]:
         right, scores = self.counts.diagonal(), self.per_class()
         total = int(self.counts.sum())

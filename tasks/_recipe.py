@@ -106,7 +106,8 @@ class Recipe(Options):
     """Train nothing: measure this saved model (…/seed-0/model) on --data, on its test split where
     there are several."""
     predict: tuple[Path, ...] = ()
-    """Train nothing: a saved model, and then files, or folders of them, for it to answer."""
+    """Train nothing: a saved model, and then files, or folders of them, for it to answer; of texts
+    also - for standard input."""
     record: bool = False
     """Write the result to results/, for a README."""
 
@@ -218,6 +219,7 @@ class Task:
             one recorded.
         target: what a model is measured on.
         answer: from a model to what it makes of an input, as cells of a table by their headings.
+        predicted: what else is made of a configuration, a model and the inputs that it answered.
     """
 
     name: str
@@ -232,6 +234,7 @@ class Task:
     figures: tuple[str, ...] = FIGURES
     target: Callable[[Any], Target] = known_target
     answer: Callable[[Any], Callable[[Any], Mapping[str, str]]] = name_classes
+    predicted: Callable[[Any, Any, Sequence[Any]], None] | None = None
 
     def figure(self, metrics: Mapping[str, float]) -> str:
         """The one of a metric's figures that is recorded."""

@@ -1,5 +1,6 @@
 """What a recipe says at its end: the table, what it means, each class in results.json."""
 
+import copy
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -67,13 +68,14 @@ def cells(names: Sequence[str], metrics: Mapping[str, float]) -> list[str]:
 def remarks(
     figure: str, runs: Sequence[Run], baseline: tuple[str, Metric], skipped: Sequence[str]
 ) -> Iterator[str]:
-    """What the figures mean, where a reader may miss it."""
+    """What the net takes for what, and what the figures mean, where a reader may miss it."""
     ours = sum(run.metrics[figure] for run in runs) / len(runs)
     theirs = baseline[1].compute()[figure]
     confusions = [
         run.metric for run in runs if isinstance(run.metric, Confusion) and figure == "accuracy"
     ]
     if confusions:
+        yield from mistakes(*confusions)
         yield from how_well_known(*confusions)
     if any(_guesses(ours, confusion.counts) for confusion in confusions[:1]):
         yield (
@@ -103,6 +105,20 @@ def how_well_known(*confusions: Confusion) -> Iterator[str]:
             f"{rows:,} rows tell an accuracy only so well: the 95 % interval is {100 * low:.0f} to "
             f"{100 * high:.0f} %"
         )
+
+
+def mistakes(*confusions: Confusion) -> Iterator[str]:
+    """Which classes were most taken for which others, over all seeds."""
+    whole = copy.deepcopy(confusions[0])
+    for other in confusions[1:]:
+        whole.merge(other)
+    pairs = [
+        f"{expected} taken for {other}: {many:,} of {there:,}"
+        for expected, other, many, there in whole.most_confused()
+    ]
+    if pairs:
+        seeds = f" (all {len(confusions)} seeds)" if len(confusions) > 1 else ""
+        yield f"most confused{seeds}: {'; '.join(pairs)}"
 
 
 def left_out(skipped: Sequence[str]) -> Iterator[str]:

@@ -11,15 +11,17 @@ from resbackbones.errors import InputError
 from resbackbones.metrics import Confusion
 from resbackbones.train import Options, World, evaluate
 from tasks import _running
+from tasks._classification import Classification
 from tasks._recipe import Recipe, Task, train
-from tasks._telling import cells, class_table, header, how_well_known, left_out
+from tasks._telling import cells, class_table, header, how_well_known, left_out, mistakes
 
 ENDINGS: dict[str, Sequence[str]] = {**MEDIA, "text": (".txt",)}
 
 
 def run(task: Task, arguments: Sequence[str] | None = None) -> None:
     """Read the command line and do what it says."""
-    groups: dict[type, str] = {Recipe: "data", task.config: task.kind, Options: "training"}
+    groups: dict[type, str] = {Recipe: "data", Classification: "data"}
+    groups |= {task.config: task.kind, Options: "training"}
     _running.run(partial(begin, task), task.config, arguments, groups, {"gpu": task.gpu})
 
 
@@ -63,7 +65,9 @@ def measure(task: Task, config: Recipe, saved: Path) -> None:
         print(f"\n{saved} on {len(items):,} items of {source.name}\n")
         print(report.markdown_table(header(metrics), [cells(list(metrics), metrics)], left=0))
         print(f"\n{class_table(metric)}\n")
-        said = how_well_known(metric) if isinstance(metric, Confusion) else ()
+        said: list[str] = []
+        if isinstance(metric, Confusion):
+            said = [*mistakes(metric), *how_well_known(metric)]
         for line in [*said, *left_out(getattr(items, "skipped", []))]:
             print(_running.wrapped(line))
 
@@ -74,7 +78,7 @@ def predict(task: Task, config: Recipe) -> None:
     model = load(task, saved).to(World.join(config.device).device).eval()
     answer = task.answer(model)
     rows: list[Mapping[str, str]] = []
-    skipped = []
+    inputs, skipped = [], []
     for path in [path for given in files for path in _files(given, task.kind)]:
         try:
             values = task.read(path, model.processor)
@@ -92,8 +96,12 @@ def predict(task: Task, config: Recipe) -> None:
             text = isinstance(value, str)
             shown = {"text": value[:60]} if text else {"file": str(path)}
             rows.append({**shown, **answer(value)})
+            if task.predicted is not None:
+                inputs.append(value)
     if rows:
         print(report.markdown_table(list(rows[0]), [list(row.values()) for row in rows], left=4))
+    if task.predicted is not None:
+        task.predicted(config, model, inputs)
     for line in left_out(skipped):
         print(f"\n{_running.wrapped(line)}")
 

@@ -1,5 +1,6 @@
 """What the classifiers of images, audio and text share: losses, metrics, freezing."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ import transformers
 from torch.nn import functional
 
 import resbackbones as rb
+from resbackbones.classifier import class_weights
 from resbackbones.metrics import Confusion, MultiLabel
 from resbackbones.speech import ResidualForAudioClassification
 from resbackbones.text import ResidualForSequenceClassification, train_tokenizer
 from resbackbones.vision import ResidualForImageClassification
+from tests.train.helpers import sgd
 
 LABELS = ["cat", "dog", "owl"]
 MANY = "multi_label_classification"
@@ -64,6 +67,131 @@ def test_label_smoothing_is_for_training_alone() -> None:
     assert torch.equal(model.train().loss(logits, labels), smooth)
     assert torch.equal(model.eval().loss(logits, labels), functional.cross_entropy(logits, labels))
     assert model.loss(logits, None) is None
+
+
+WEIGHTS = torch.tensor([0.5, 3.0, 1.0])
+
+
+def test_weights_of_classes() -> None:
+    counts = torch.tensor([900, 90, 10, 0])
+    for power in (0.0, 0.5, 1.0):
+        weights = class_weights(counts, power)
+        assert (weights * counts).sum() / counts.sum() == pytest.approx(1)
+        assert weights[3] == 1  # of a class without an item: neither infinite nor no number
+    torch.testing.assert_close(class_weights(counts)[:3], 1000 / (3 * counts[:3]))  # scikit-learn's
+    assert torch.equal(class_weights(torch.zeros(2)), torch.ones(2))
+
+
+@pytest.mark.parametrize("wing", ["vision", "speech", "text"])
+def test_class_weights_make_a_weighted_mean_in_every_wing(wing: str) -> None:
+    model, batch = a_model_of_each_wing()[wing]
+    labels, model.class_weights = torch.tensor([0, 1]), WEIGHTS
+    output = model(**batch, labels=labels)
+    torch.testing.assert_close(
+        output.loss, functional.cross_entropy(output.logits, labels, WEIGHTS)
+    )
+    assert model.weight({**batch, "labels": labels}) == 3.5
+    model.eval()
+    output = model(**batch, labels=labels)
+    assert torch.equal(output.loss, functional.cross_entropy(output.logits, labels))
+    assert model.weight({**batch, "labels": labels}) == 2
+
+
+def test_smoothed_and_mixed_labels_keep_the_weight_of_their_class() -> None:
+    model = small().train()
+    model.class_weights, model.label_smoothing = WEIGHTS, 0.3
+    logits, labels = torch.randn(4, 3), torch.tensor([0, 1, 2, 1])
+    each = functional.cross_entropy(logits, labels, label_smoothing=0.3, reduction="none")
+    expected = (WEIGHTS[labels] * each).sum() / WEIGHTS[labels].sum()
+    torch.testing.assert_close(model.loss(logits, labels), expected)
+    one, other = functional.one_hot(labels, 3).float(), functional.one_hot(labels.flip(0), 3)
+    torch.testing.assert_close(model.loss(logits, one), expected)
+    # A mixture is as much of each item as its share says.
+    both = torch.cat([0.75 * one, 0.25 * other])
+    torch.testing.assert_close(
+        model.loss(logits, 0.75 * one + 0.25 * other), model.loss(torch.cat([logits, logits]), both)
+    )
+    assert model.weight({"labels": 0.75 * one + 0.25 * other}) == pytest.approx(
+        float(0.75 * WEIGHTS[labels].sum() + 0.25 * WEIGHTS[labels.flip(0)].sum())
+    )
+
+
+def test_smoothing_leaves_a_common_class_its_own_items() -> None:
+    """Where torch's `weight=` has a loss that is least at another class."""
+    model = small().train()
+    model.class_weights, model.label_smoothing = class_weights(torch.tensor([980, 10, 10])), 0.1
+    logits = torch.zeros(1, 3, requires_grad=True)
+    (gradient,) = torch.autograd.grad(model.loss(logits, torch.tensor([0])), logits)
+    assert gradient[0, 0] < 0 < gradient[0, 1]
+    theirs = functional.cross_entropy(
+        logits, torch.tensor([0]), model.class_weights, label_smoothing=0.1
+    )
+    (gradient,) = torch.autograd.grad(theirs, logits)
+    assert gradient[0, 0] > 0 > gradient[0, 1]
+
+
+@pytest.mark.parametrize(("accumulate", "mixup"), [(2, 0.0), (3, 0.0), (3, 0.4)])
+def test_an_update_of_weighted_items_is_the_same_however_it_is_split(
+    accumulate: int, mixup: float
+) -> None:
+    torch.manual_seed(1)
+    labels = functional.one_hot(torch.arange(12) % 7 % 3, 3).float()
+    labels = torch.lerp(labels, labels.flip(0), mixup) if mixup else labels.argmax(1)
+    rows = [{"pixel_values": torch.randn(3, 8, 8), "labels": label} for label in labels]
+
+    def trained(size: int, parts: int) -> tuple[Any, float]:
+        torch.manual_seed(0)
+        spec = rb.BackboneSpec((rb.Stage(4, 1),), stem=rb.Stem(4), norm="layer")
+        model = ResidualForImageClassification.build(spec, labels=LABELS)
+        model.class_weights = WEIGHTS
+        options = sgd(batch_size=size, accumulate=parts, label_smoothing=0.1)
+        return model, rb.train.fit(model, rows, options=options).history[0]["train_loss"]
+
+    whole, loss = trained(12, 1)
+    parts, same = trained(12 // accumulate, accumulate)
+    assert same == pytest.approx(loss, rel=1e-6)
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(parts.state_dict()[name], value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("weights", "sentence"),
+    [
+        (torch.ones(2), r"class_weights has shape \(2,\) for 3 classes; give one number per class"),
+        (torch.tensor([1.0, torch.nan, 1.0]), "give finite numbers from 0 up"),
+        (torch.tensor([1.0, -1.0, 1.0]), "give finite numbers from 0 up"),
+    ],
+)
+def test_wrong_class_weights_are_refused(weights: torch.Tensor, sentence: str) -> None:
+    with pytest.raises(rb.InputError, match=sentence):
+        small().class_weights = weights
+    with pytest.raises(rb.InputError, match="class weights are for items of one class each"):
+        small(problem_type=MANY).class_weights = WEIGHTS
+
+
+def test_a_batch_of_classes_that_count_nothing_is_no_nan() -> None:
+    model = small().train()
+    model.class_weights = torch.tensor([0.0, 1.0, 1.0])
+    assert model.loss(torch.randn(2, 3), torch.tensor([0, 0])) == 0
+
+
+def test_class_weights_are_no_part_of_what_is_saved(tmp_path: Path) -> None:
+    model = small()
+    model.class_weights = WEIGHTS
+    model.save_pretrained(tmp_path)
+    assert ResidualForImageClassification.from_pretrained(tmp_path).class_weights is None
+
+
+def test_a_run_goes_on_with_the_weights_it_began_with(tmp_path: Path) -> None:
+    rows = [{"pixel_values": torch.randn(3, 8, 8), "labels": i % 3} for i in range(6)]
+    options = rb.train.Options(
+        epochs=1, batch_size=6, device="cpu", output=tmp_path, progress=False, least_updates=1
+    )
+    rb.train.fit(small(), rows, options=options)
+    model = small()
+    model.class_weights = WEIGHTS
+    with pytest.raises(rb.InputError, match=r"has class_weights=None, not \[0.5, 3.0, 1.0\]"):
+        rb.train.fit(model, rows, options=dataclasses.replace(options, resume=True))
 
 
 def test_a_classifier_is_evaluated_by_its_confusion() -> None:
@@ -191,6 +319,14 @@ def test_unfreezing_leaves_a_model_in_its_mode() -> None:
     model.freeze_backbone()
     model.unfreeze()
     assert not any(module.training for module in model.modules())
+
+
+def test_a_model_frozen_whole_rests_in_either_mode() -> None:
+    model = small(head={"dropout": 0.5})
+    model.requires_grad_(False)
+    for change in (model.train, model.eval):
+        change()
+        assert not any(module.training for module in model.modules())
 
 
 def test_fit_leaves_a_frozen_backbone_alone() -> None:

@@ -46,8 +46,9 @@ def speech() -> tuple[Any, Any, Any]:
 
 def text(spec: str, ngrams: Ngrams | None = None, **changes: Any) -> tuple[Any, Any, Any]:
     tokenizer = train_tokenizer(["who is it", "where is it"], "word", ngrams=ngrams)
+    head = changes.pop("head", {"pooling": "mean_max"})
     model = ResidualForSequenceClassification.build(
-        spec, num_labels=3, processor=tokenizer, head={"pooling": "mean_max"}, **changes
+        spec, num_labels=3, processor=tokenizer, head=head, **changes
     )
 
     def example(batch: int, size: int) -> dict[str, Tensor]:
@@ -71,6 +72,8 @@ CASES = {
     "dpcnn": lambda: text("dpcnn"),
     "word_resnet6": lambda: text("word_resnet6", Ngrams(buckets=50, most=4)),
     "vdcnn9, k-max": lambda: text("vdcnn9", downsample="k_max", skip="none"),
+    "k_max": lambda: text("dpcnn", head={"pooling": "k_max"}),
+    "attentive": lambda: text("dpcnn", head={"pooling": "attentive"}),
 }
 SIZES = [(3, 151), (1, 90), (4, 97)]  # odd and even, a batch of one
 

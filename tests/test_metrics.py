@@ -223,3 +223,14 @@ def test_scores_alone_tell_all_but_the_loss() -> None:
     expected = whole.compute()
     assert expected.pop("loss") == 1.0 and alone.compute() == expected
     assert list(alone.per_class()) == ["a", "b", "c"]
+
+
+def test_the_most_confused_pairs_come_first() -> None:
+    expected = [0] * 5 + [1] * 4 + [2] * 6
+    predicted = [0, 1, 1, 1, 2, 1, 1, 0, 2, 2, 2, 2, 2, 0, 0]
+    confusion = Confusion.of(expected, predicted, ["a", "b", "c"])
+    assert confusion.most_confused(2) == [("a", "b", 3, 5), ("c", "a", 2, 6)]
+    assert [pair[:2] for pair in confusion.most_confused(9)] == [
+        *[("a", "b"), ("c", "a"), ("a", "c"), ("b", "a"), ("b", "c")],  # and no empty one
+    ]
+    assert Confusion.of([0, 1], [0, 1], 2).most_confused() == []

@@ -386,7 +386,8 @@ def rest_frozen(module: nn.Module) -> None:
     for part in module.modules():
         parameters = list(part.parameters())
         if parameters and not any(parameter.requires_grad for parameter in parameters):
-            part.eval()
+            for inner in part.modules():  # `eval` of a whole model would come back here for ever
+                inner.training = False
 
 
 def draw_he(conv: nn.Conv2d) -> None:

@@ -10,15 +10,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from resbackbones.core.layers import check_fields, from_fields
-from resbackbones.core.ops import masked_max, masked_mean
+from resbackbones.core.ops import masked_attention, masked_k_max, masked_max, masked_mean
 from resbackbones.errors import InputError, nearest
 
 CHOICES = {
-    "pooling": ("mean", "max", "mean_max"),
+    "pooling": ("mean", "max", "mean_max", "k_max", "attentive"),
     "norm": ("none", "layer"),
     "kind": ("linear", "cosine"),
 }
 SCALE = 10.0  # that cosines start with
+POOLINGS = {"mean": masked_mean, "max": masked_max}
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,12 @@ class Head:
     """How features become classes.
 
     Attributes:
-        pooling: over all of space, real positions only: "mean", "max", or "mean_max" (both, side by
-            side, twice the width).
+        pooling: over all of space, real positions only: "mean", "max", "mean_max" (both, side by
+            side, twice the width), "k_max" (each channel's `k` largest values in the order of their
+            places, `k` times the width; Kalchbrenner et al. 2014, section 3.2) or "attentive" (a
+            mean weighed by the softmax of a learnt linear map of each position's channels, as Yang
+            et al. 2016, section 2.2, without a hidden layer; it starts as "mean").
+        k: values that "k_max" keeps of a channel; 8 is VDCNN's (Conneau et al. 2017).
         dropout: on the pooled feature.
         bias: of a linear map; a cosine has none.
         norm: of the pooled feature: "none", or "layer" (ConvNeXt, Liu et al. 2022).
@@ -35,13 +40,14 @@ class Head:
             count, as suits few examples per class.
 
     >>> Head.of({"pooling": "max"})
-    Head(pooling='max', dropout=0.0, bias=True, norm='none', kind='linear')
+    Head(pooling='max', k=8, dropout=0.0, bias=True, norm='none', kind='linear')
 
     Raises:
         InputError: an unknown pooling, norm, kind or field, or a value of the wrong type.
     """
 
     pooling: str = "mean"
+    k: int = 8
     dropout: float = 0.0
     bias: bool = True
     norm: str = "none"
@@ -96,13 +102,18 @@ class Classifier(nn.Module):
 
     Attributes:
         width: of the pooled feature, D.
+        attention: the scores of positions; None with another pooling.
         linear: from that to logits.
     """
 
     def __init__(self, channels: int, num_labels: int, head: Head) -> None:
         super().__init__()
-        self.pooling = head.pooling
-        self.width = 2 * channels if head.pooling == "mean_max" else channels
+        self.pooling, self.k = head.pooling, head.k
+        self.width = {"mean_max": 2, "k_max": head.k}.get(head.pooling, 1) * channels
+        self.attention: nn.Linear | None = None
+        if head.pooling == "attentive":
+            self.attention = nn.Linear(channels, 1, bias=False)  # a bias would change no softmax
+            nn.init.zeros_(self.attention.weight)
         self.norm = nn.LayerNorm(self.width, eps=1e-6) if head.norm == "layer" else None
         self.dropout = nn.Dropout(head.dropout)
         self.linear: nn.Linear | Cosine
@@ -117,12 +128,13 @@ class Classifier(nn.Module):
 
     def pool(self, feature: Tensor, lengths: Tensor | None = None) -> Tensor:
         """The pooled feature `(B, D)`, normalised where the head does so."""
-        pooled = []
-        if self.pooling != "max":
-            pooled.append(masked_mean(feature, lengths))
-        if self.pooling != "mean":
-            pooled.append(masked_max(feature, lengths))
-        x = torch.cat(pooled, 1)
+        if self.attention is not None:
+            scores = self.attention(feature.movedim(1, -1)).movedim(-1, 1)
+            x = masked_attention(feature, scores, lengths)
+        elif self.pooling == "k_max":
+            x = masked_k_max(feature, self.k, lengths)
+        else:
+            x = torch.cat([POOLINGS[name](feature, lengths) for name in self.pooling.split("_")], 1)
         return x if self.norm is None else self.norm(x)
 
     def logits(self, x: Tensor) -> Tensor:
@@ -130,7 +142,9 @@ class Classifier(nn.Module):
         return self.linear(self.dropout(x)).float()
 
     def reset_parameters(self) -> None:
-        """Draw what makes the logits anew, and restart the norm."""
+        """Draw what makes the logits anew, and restart attention and norm."""
         self.linear.reset_parameters()
+        if self.attention is not None:
+            nn.init.zeros_(self.attention.weight)
         if self.norm is not None:
             self.norm.reset_parameters()

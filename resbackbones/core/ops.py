@@ -232,6 +232,43 @@ def masked_max(x: Tensor, lengths: Tensor | None = None) -> Tensor:
     return _filled(x, lengths, -math.inf).amax(axes).masked_fill(empty, 0.0)
 
 
+def masked_k_max(x: Tensor, k: int, lengths: Tensor | None = None) -> Tensor:
+    """The k largest values of each channel in the order of their places, `(B, C, *space)` to
+    `(B, k C)`, only real positions counted; 0 for each that there is no position for
+    (Kalchbrenner et al. 2014, section 3.2). Of equal values the first ones count.
+
+    >>> masked_k_max(torch.tensor([[[1.0, 3.0, 2.0, 9.0]]]), 2, torch.tensor([3]))
+    tensor([[3., 2.]])
+    """
+    if lengths is not None:
+        x = _filled(x, lengths, -math.inf)
+    x = functional.pad(x.flatten(2), (0, k), value=-math.inf)
+    # `topk` takes any of several equal values, as the many zeros behind a ReLU are.
+    least = x.topk(k).values[..., -1:]
+    above, equal = ~(x <= least), x == least
+    chosen = above | (equal & (equal.long().cumsum(-1) <= k - above.long().sum(-1, keepdim=True)))
+    place = torch.arange(x.shape[-1], device=x.device)
+    places = place.where(chosen, x.shape[-1] - 1).topk(k, largest=False, sorted=True).values
+    found = x.gather(-1, places)
+    return found.masked_fill(found == -math.inf, 0.0).flatten(1)
+
+
+def masked_attention(x: Tensor, scores: Tensor, lengths: Tensor | None = None) -> Tensor:
+    """Mean over all of space, each position weighed by the softmax of its score, `(B, C, *space)`
+    and `(B, 1, *space)` to `(B, C)`, only real positions counted; in float32 as `masked_mean`.
+
+    >>> x = torch.tensor([[[1.0, 3.0, 9.0]]])
+    >>> masked_attention(x, torch.zeros(1, 1, 3), torch.tensor([2]))
+    tensor([[2.]])
+    """
+    wide = torch.promote_types(x.dtype, torch.float32)
+    scores = scores.to(wide)
+    if lengths is not None:  # the lowest number, not infinity: an item may have no position at all
+        x, scores = _filled(x, lengths, 0.0), _filled(scores, lengths, torch.finfo(wide).min)
+    share = scores.flatten(2).softmax(-1)
+    return (x.flatten(2).to(wide) * share).sum(-1).to(x.dtype)
+
+
 def _filled(x: Tensor, lengths: Tensor, value: float) -> Tensor:
     valid = valid_mask(lengths.to(x.device), x.shape[-1])
     return x.masked_fill(~valid.view(x.shape[0], *(1,) * (x.ndim - 2), -1), value)

@@ -3,6 +3,7 @@
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from resbackbones.text.data import TextItems
+from resbackbones.text.explain import Attribution, attribute, attribution_page
 from resbackbones.text.models import (
     Embedding,
     ResidualForSequenceClassification,
@@ -17,6 +18,7 @@ for _tokenizer in (NgramTokenizer, TextTokenizer):
 AutoModelForSequenceClassification.register(ResidualTextConfig, ResidualForSequenceClassification)
 
 __all__ = [
+    "Attribution",
     "Embedding",
     "NgramTokenizer",
     "Ngrams",
@@ -24,5 +26,7 @@ __all__ = [
     "ResidualTextConfig",
     "TextItems",
     "TextTokenizer",
+    "attribute",
+    "attribution_page",
     "train_tokenizer",
 ]

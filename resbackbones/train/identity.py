@@ -52,6 +52,8 @@ def identity(
             if name not in NOTES:
                 given[f"the model's {name}"] = repr(value)
     given["the model's modules"] = _digest(repr(model))
+    weights = getattr(model, "class_weights", None)
+    given["class_weights"] = None if weights is None else torch.as_tensor(weights).tolist()
     given["training data"] = fingerprint(train)
     given["evaluation data"] = None if evaluation is None else fingerprint(evaluation)
     given["batches"] = None if batches is None else _digest(repr(batches(options.seed, 0)))

@@ -41,13 +41,7 @@ def grad_cam(
     Raises:
         InputError: no such class or stage, or what `model.pixel_values` refuses.
     """
-    names = list((model.config.id2label or {}).values())
-    if isinstance(label, str):
-        if label not in names:
-            raise InputError(f"the model has no class {label!r}; {nearest(label, names)}")
-        label = names.index(label)
-    if label is not None and not 0 <= label < len(names):
-        raise InputError(f"the model has no class {label}; give 0 to {len(names) - 1}, or a name")
+    number = None if label is None else model.class_number(label)
     stages = len(model.backbone.channels)
     if not -stages <= stage < stages:
         raise InputError(f"the backbone has no stage {stage}; give {-stages} to {stages - 1}")
@@ -58,7 +52,7 @@ def grad_cam(
         # The input asks for a gradient, as the parameters may be frozen.
         features = model.backbone(x.requires_grad_())
         logits = model.head(features[-1])[0]
-        score = logits[int(logits.argmax()) if label is None else label]
+        score = logits[int(logits.argmax()) if number is None else number]
         (gradient,) = torch.autograd.grad(score, features[stage])
     weights = gradient.mean((2, 3), keepdim=True)
     heat = functional.relu((weights * features[stage].detach()).sum(1, keepdim=True)).float().cpu()

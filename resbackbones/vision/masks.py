@@ -291,23 +291,6 @@ def pixel_counts(items: MaskItems) -> Tensor:
     return counts[:classes]
 
 
-def class_weights(counts: Tensor, power: float = 0.5) -> Tensor:
-    """What a pixel of each class should count in the loss, float `(K,)`, 1 on average over pixels.
-
-    Args:
-        counts: pixels per class, `(K,)`; of a class that has none the weight is 1.
-        power: of the inverse of a class's share; 1 has all classes count alike (as median frequency
-            balancing does, Eigen & Fergus 2015, section 6.3.2), 0 all pixels, 0.5 stands between.
-
-    >>> class_weights(torch.tensor([900, 100]), 1.0)
-    tensor([0.5556, 5.0000])
-    """
-    share = counts.double() / counts.sum().clamp(min=1)
-    weights = share.clamp(min=1e-12) ** -power
-    weights = weights / (weights * share).sum()
-    return weights.where(counts > 0, 1.0).float()
-
-
 def draw_masks(
     image: Any, classes: Any, names: Sequence[str] | None = None, alpha: float = 0.6
 ) -> PIL.Image.Image:
@@ -380,7 +363,6 @@ __all__: Sequence[str] = (
     "MaskAugment",
     "MaskItems",
     "choose_shorter_side",
-    "class_weights",
     "draw_masks",
     "pixel_counts",
     "varied",

@@ -48,7 +48,7 @@ class ResidualForSemanticSegmentation(ResidualPreTrainedModel):
         label_smoothing: share of every label spread over all classes in training (Szegedy 2016,
             section 7).
         class_weights: what a pixel of each class counts in the training loss, float `(K,)`, as
-            `masks.class_weights` makes them; None counts all alike. These two are part of the
+            `classifier.class_weights` makes them; None counts all alike. These two are part of the
             training, not of the model: not saved, and without effect in evaluation.
 
     >>> model = ResidualForSemanticSegmentation.build("resnet20", num_labels=4, decoder="unet")

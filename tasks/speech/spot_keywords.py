@@ -30,13 +30,14 @@ from resbackbones.speech import (
 from resbackbones.speech import ResidualForAudioClassification as Model
 from resbackbones.speech.recordings import FULL_SCALE
 from resbackbones.train.options import Keep, Kind, Schedule
-from tasks._recipe import Experiment, Recipe, Spec, Task
+from tasks._classification import Classification
+from tasks._recipe import Experiment, Spec, Task
 from tasks._using import run
 from tasks.speech._baseline import baseline
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(Recipe):
+class Config(Classification):
     spec: Spec = "mel_resnet14"
     """A net in resbackbones.SPECS, of two dimensions or of one."""
     features: Literal["log_mel", "mfcc"] = "log_mel"
@@ -70,8 +71,8 @@ def experiment(config: Config) -> Experiment:
         sampling_rate=config.sampling_rate,
     )
     splits = config.open("audio")
-    names = splits.train.target.names
-    build = partial(Model.build, spec, labels=names, processor=extractor)
+    names, problem = splits.train.target.names, config.problem_type
+    build = partial(Model.build, spec, labels=names, processor=extractor, problem_type=problem)
     build()  # what does not fit together is told before the recordings are read
     listen = partial(read_clips, sampling_rate=config.sampling_rate, on_bad=config.on_bad)
     train = listen(splits.train, max_seconds=config.max_seconds)
@@ -85,7 +86,7 @@ def experiment(config: Config) -> Experiment:
         hear(train, augment=Augment(mixup=config.mixup) if config.augment else None),
         hear(validation),
         hear(test),
-        build,
+        config.weighing(build, train),
         partial(baseline, train, validation, test),
         f"The training {train.found()}.",
     )

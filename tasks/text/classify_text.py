@@ -21,13 +21,15 @@ from resbackbones.errors import InputError
 from resbackbones.text import Embedding, Ngrams, TextItems, train_tokenizer
 from resbackbones.text import ResidualForSequenceClassification as Model
 from resbackbones.train.options import Arguments, Keep, Kind, Schedule
-from tasks._recipe import Experiment, Recipe, Spec, Task, each
+from tasks._classification import Classification
+from tasks._recipe import Experiment, Spec, Task, each
 from tasks._using import run
 from tasks.text._baseline import baseline
+from tasks.text._lines import explain, read
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(Recipe):
+class Config(Classification):
     spec: Spec = "word_resnet6"
     """A net in resbackbones.SPECS with dims=1, as word_resnet6, vdcnn9 or dpcnn."""
     tokenizer: Literal["word", "bpe", "character", "byte"] = "word"
@@ -47,6 +49,8 @@ class Config(Recipe):
     all_rows: bool = False
     """Train on the validation rows too. They choose nothing here (the last weights are kept), but
     then there is no curve to watch."""
+    explain: Path | None = None
+    """With --predict: write a page of HTML here that shows which words spoke for each answer."""
     epochs: int = 12
     optimizer: Kind = "adamw"
     optimizer_arguments: Arguments = field(default_factory=lambda: {"fused": True})  # large tables
@@ -56,6 +60,11 @@ class Config(Recipe):
     label_smoothing: float = 0.05
     clip: float = 5.0
     keep: Keep = "last"  # one-cycle ends at its best, and a small validation split is no judge
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.explain is not None and not self.predict:
+            raise InputError("--explain is of answers; give it with --predict, or leave it out")
 
     @property
     def arm(self) -> str:
@@ -88,6 +97,7 @@ def experiment(config: Config) -> Experiment:
         Model.build,
         spec,
         labels=splits.train.target.names,
+        problem_type=config.problem_type,
         processor=tokenizer,
         head={"pooling": "mean_max", "dropout": config.dropout},
         embedding=Embedding(config.embedding_dropout, config.word_dropout),
@@ -96,15 +106,12 @@ def experiment(config: Config) -> Experiment:
     short, middle, long = (train.lengths.sort().values[[0, len(train) // 2, -1]]).tolist()
     found = f"{len(tokenizer):,} tokens; texts of {short} to {long}, half of them up to {middle}."
     simple = partial(baseline, train, chosen_by, test)
-    return Experiment(splits, train, chosen_by, test, build, simple, found)
+    weighed = config.weighing(build, train)
+    return Experiment(splits, train, chosen_by, test, weighed, simple, found)
 
 
 def items(config: Config, source: Source, tokenizer: Any) -> TextItems:
     return TextItems(source, tokenizer, on_bad=config.on_bad)
-
-
-def read(path: Path, tokenizer: Any) -> list[Any]:
-    return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
 USE = """
@@ -115,7 +122,10 @@ classify = transformers.pipeline("text-classification", model="{model}")
 print(classify(["a text of yours", "and another"], top_k=3))
 """
 GPU = {"batch_size": 256, "learning_rate": 4e-3}
-TASK = Task("classify_text", "text", Config, experiment, items, (Model,), read, USE, GPU)
+TASK = Task(
+    *("classify_text", "text", Config, experiment, items, (Model,), read, USE, GPU),
+    predicted=explain,
+)
 
 if __name__ == "__main__":
     run(TASK)

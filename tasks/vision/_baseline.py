@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 from resbackbones.data import Labels
 from resbackbones.metrics import Confusion, MultiLabel
 from resbackbones.vision import ImageItems
+from tasks._baseline import answers, quality
 
 SIDE = 32  # pixels that larger images are averaged to
 COMPONENTS = 128
@@ -69,26 +70,11 @@ def baseline(
         warnings.filterwarnings("ignore", "Label .* is present in all training examples")
         name = max(
             models,
-            key=lambda name: _quality(models[name].fit(x[some], y[some]), *checked, names),
+            key=lambda name: quality(models[name].fit(x[some], y[some]), *checked, names),
         )
         if len(x) > MOST:
             models[name].fit(x, y)
-    return name.partition(",")[0], _answers(models[name], *known(test), names)
-
-
-def _answers(model: Any, x: Any, y: Any, names: Sequence[str]) -> Confusion | MultiLabel:
-    """What a fitted model makes of `x`, where `y` is right."""
-    if y.ndim == 1:
-        return Confusion.of(y, model.predict(x), names)
-    scores = model.decision_function(x).reshape(y.shape)
-    # The metric tells scores apart by 1/64: as large as it takes them, none becomes another's.
-    return MultiLabel.of(y, scores * (16 / max(1e-9, np.abs(scores).max())), names)
-
-
-def _quality(model: Any, x: Any, y: Any, names: Sequence[str]) -> float:
-    """What the best is chosen by, on these rows."""
-    figures = _answers(model, x, y, names).compute()
-    return figures.get("accuracy", figures.get("mean_average_precision", 0.0))
+    return name.partition(",")[0], answers(models[name], *known(test), names)
 
 
 def _pixels(items: ImageItems, rows: torch.Tensor) -> Iterator[Any]:

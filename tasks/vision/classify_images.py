@@ -16,10 +16,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
-from resbackbones.classifier import MULTI_LABEL
 from resbackbones.core.zoo import resolve
-from resbackbones.data import Classes, Labels, Source, Target
-from resbackbones.errors import InputError
+from resbackbones.data import Source
 from resbackbones.train.options import Kind, Schedule
 from resbackbones.vision import (
     Augment,
@@ -30,24 +28,21 @@ from resbackbones.vision import (
 )
 from resbackbones.vision import ResidualForImageClassification as Model
 from resbackbones.vision.images import choose_channels
-from tasks._recipe import Experiment, Recipe, Spec, Task, each
+from tasks._classification import Classification
+from tasks._recipe import Experiment, Spec, Task, each
 from tasks._using import run
 from tasks.vision._baseline import baseline
 from tasks.vision._files import read
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(Recipe):
+class Config(Classification):
     spec: Spec = "resnet14_small"
     """A net in resbackbones.SPECS with dims=2, as resnet18_small or resnet50."""
     channels: Literal[1, 3] | None = None
     """3 for colour, 1 for grey (as the images are)."""
     image_size: int | None = None
     """Height and width in pixels that images are brought to (chosen from the data, and said)."""
-    multi_label: bool = False
-    """An image has any number of classes: a cell of --label-column is a list or a text of them."""
-    label_separator: str | None = None
-    """What stands between the classes in such a text, as "|" (found, and said)."""
     augment: bool = True
     """Vary training images by all that follows."""
     flip: bool = True
@@ -80,28 +75,15 @@ class Config(Recipe):
     weight_decay: float = 5e-4
     label_smoothing: float = 0.1
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.label_separator is not None and not (self.multi_label or self.evaluate):
-            raise InputError("--label-separator is for --multi-label; give both, or neither")
-        if self.multi_label and self.metric == "accuracy":  # which its metric does not have
-            object.__setattr__(self, "metric", "mean_average_precision")
-
-    def open_alone(self, kind: str, target: Target) -> Source:
-        if isinstance(target, Labels):
-            target = replace(target, separator=self.label_separator)
-        return super().open_alone(kind, target)
-
 
 def experiment(config: Config) -> Experiment:
     spec = resolve(config.spec, skip=config.skip)
-    many = config.multi_label
-    splits = config.open("image", Labels(separator=config.label_separator) if many else Classes())
+    splits = config.open("image")
     channels = config.channels or choose_channels(splits.train)
     size, said = choose_size(splits.train, config.image_size)
     processor = ResidualImageProcessor(num_channels=channels, size=size)
     names = splits.train.target.names
-    spec, problem = replace(spec, in_channels=channels), MULTI_LABEL if many else None
+    spec, problem = replace(spec, in_channels=channels), config.problem_type
     make = partial(Model.build, labels=names, processor=processor, problem_type=problem)
     make(spec)  # what does not fit together is told before the images are read
     train, validation, test = each(splits, lambda part: items(config, part, processor))
@@ -121,7 +103,7 @@ def experiment(config: Config) -> Experiment:
         train.augment = Augment(shift=round(config.shift * min(size.values())), **given)
     found = f"The {said}{'; they are grey (--channels 1)' if channels == 1 else ''}."
     simple = partial(baseline, train, validation, test)
-    return Experiment(splits, train, validation, test, build, simple, found)
+    return Experiment(splits, train, validation, test, config.weighing(build, train), simple, found)
 
 
 def items(config: Config, source: Source, processor: ResidualImageProcessor) -> ImageItems:

@@ -17,13 +17,14 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
+from resbackbones.classifier import class_weights
 from resbackbones.core.zoo import resolve
 from resbackbones.data import Masks, Source, Target
 from resbackbones.train.options import Kind
 from resbackbones.vision import DeepLabV3Plus, MaskAugment, MaskItems, ResidualImageProcessor
 from resbackbones.vision import ResidualForSemanticSegmentation as Model
 from resbackbones.vision.images import choose_channels
-from resbackbones.vision.masks import choose_shorter_side, class_weights, pixel_counts
+from resbackbones.vision.masks import choose_shorter_side, pixel_counts
 from tasks._classes import names_of
 from tasks._recipe import Experiment, Recipe, Spec, Task, each
 from tasks._using import run

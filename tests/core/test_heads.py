@@ -5,22 +5,105 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
 from torch.nn import functional
 
 import resbackbones as rb
 from resbackbones.core.heads import Classifier, Head
 
+WIDTHS = {"mean": 8, "max": 8, "mean_max": 16, "k_max": 24, "attentive": 8}
 
-@pytest.mark.parametrize("pooling", ["mean", "max", "mean_max"])
-def test_pooling(pooling: str) -> None:
-    head = Classifier(8, 3, Head(pooling=pooling, bias=False)).eval()
-    assert head.width == head.linear.weight.shape[1] == (16 if pooling == "mean_max" else 8)
-    assert head.linear.bias is None
-    feature = torch.randn(2, 8, 5, 4)
-    parts = {"mean": feature.mean((2, 3)), "max": feature.amax((2, 3))}
-    pooled = torch.cat([parts[name] for name in pooling.split("_")], 1)
+
+def pooled_by_hand(pooling: str, feature: Tensor, head: Classifier) -> Tensor:
+    """Of one item `(C, *space)`, all of it real."""
+    x = feature.flatten(1)
+    if pooling == "k_max":
+        rows = []
+        for channel in x.tolist():
+            places = sorted(sorted(range(len(channel)), key=lambda p: (-channel[p], p))[:3])
+            kept = [channel[place] for place in places]
+            rows += [*kept, *[0.0] * (3 - len(kept))]
+        return torch.tensor(rows)
+    if pooling == "attentive":
+        assert head.attention is not None
+        shares = (x.T @ head.attention.weight[0]).exp()
+        return (x * shares).sum(1) / shares.sum()
+    parts = {"mean": x.mean(1), "max": x.amax(1)}
+    return torch.cat([parts[name] for name in pooling.split("_")])
+
+
+def a_head(pooling: str, **options: Any) -> Classifier:
+    head = Classifier(8, 3, Head(pooling=pooling, k=3, bias=False, **options)).eval()
+    if head.attention is not None:
+        nn.init.normal_(head.attention.weight)
+    return head
+
+
+@pytest.mark.parametrize("space", [(5,), (2,), (5, 4)], ids=str)
+@pytest.mark.parametrize("pooling", WIDTHS)
+def test_pooling(pooling: str, space: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    head = a_head(pooling)
+    assert head.width == head.linear.weight.shape[1] == WIDTHS[pooling]
+    assert rb.count_parameters(head) == 3 * WIDTHS[pooling] + 8 * (pooling == "attentive")
+    feature = torch.randn(2, 8, *space).round()  # with equal values among them
+    pooled = torch.stack([pooled_by_hand(pooling, item, head) for item in feature])
     torch.testing.assert_close(head.pool(feature), pooled)
     torch.testing.assert_close(head(feature), pooled @ head.linear.weight.T)
+
+
+@pytest.mark.parametrize("pooling", WIDTHS)
+@given(
+    lengths=st.lists(st.integers(0, 6), min_size=1, max_size=4),
+    rows=st.sampled_from([(), (1,), (3,)]),
+    padding=st.sampled_from([0.0, 1e4, -1e4, torch.inf, torch.nan]),
+)
+def test_what_is_padded_changes_no_pooling(
+    pooling: str, lengths: list[int], rows: tuple[int, ...], padding: float
+) -> None:
+    torch.manual_seed(0)
+    head = a_head(pooling, norm="layer")
+    feature = torch.randn(len(lengths), 8, *rows, 6).relu()
+    for item, length in zip(feature, lengths, strict=True):
+        item[..., length:] = padding
+    together = head(feature, torch.tensor(lengths))
+    assert together.isfinite().all()
+    for row, length in enumerate(lengths):
+        if length:  # nothing is no input alone
+            alone = head(feature[row : row + 1, ..., :length])
+            torch.testing.assert_close(together[row : row + 1], alone, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", WIDTHS)
+def test_poolings_learn_without_a_nan_where_items_are_empty(pooling: str) -> None:
+    torch.manual_seed(0)
+    head = a_head(pooling)
+    feature = torch.randn(2, 8, 5, requires_grad=True)
+    head(feature, torch.tensor([0, 3])).square().sum().backward()
+    assert feature.grad is not None and all(
+        p.grad is not None and p.grad.isfinite().all() and p.grad.any() for p in head.parameters()
+    )
+    assert feature.grad.isfinite().all() and not feature.grad[0].any()
+    assert feature.grad[1, :, :3].any() and not feature.grad[1, :, 3:].any()
+
+
+def test_attention_starts_as_the_mean_and_again_when_drawn_anew() -> None:
+    head = Classifier(8, 3, Head(pooling="attentive"))
+    feature = torch.randn(2, 8, 5)
+    torch.testing.assert_close(head.pool(feature), feature.mean(2))
+    nn.init.normal_(head.attention.weight)  # type: ignore[union-attr]
+    head.reset_parameters()
+    torch.testing.assert_close(head.pool(feature), feature.mean(2))
+
+
+@pytest.mark.parametrize("pooling", WIDTHS)
+def test_poolings_in_half_precision_sum_in_single(pooling: str) -> None:
+    head = a_head(pooling).half()
+    feature = torch.full((1, 8, 70_000), 1.0, dtype=torch.float16)
+    pooled = head.pool(feature, torch.tensor([66_000]))  # more than float16 counts to
+    assert pooled.dtype == torch.float16 and torch.equal(pooled, torch.ones_like(pooled))
 
 
 def test_a_cosine_counts_directions_alone() -> None:
@@ -62,6 +145,7 @@ def test_a_head_is_plain_and_reads_itself_back(kind: str) -> None:
     [
         ({"kind": "cosin"}, "kind='cosin' is not known; did you mean 'cosine'"),
         ({"pooling": "sum"}, "pooling='sum' is not known"),
+        ({"pooling": "k_max", "k": 0}, "k=0; use whole numbers of 1 or more"),
         ({"scale": 3}, "scale"),
     ],
     ids=str,

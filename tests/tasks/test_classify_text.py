@@ -1,6 +1,8 @@
 """The text recipe trains, saves and records on made-up questions, and names bad input."""
 
+import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,9 @@ import pandas
 import pytest
 import transformers
 
+from resbackbones.errors import InputError
 from resbackbones.report import load_records
+from tasks import _recipe
 from tasks._using import run
 from tasks.text.classify_text import TASK
 
@@ -162,6 +166,114 @@ def test_texts_are_named_line_by_line_and_measured(
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
     error = refused(classify, "--predict", model, tmp_path / "binary.txt")
     assert f"{tmp_path / 'binary.txt'} cannot be read" in error
+
+
+@pytest.fixture
+def saved(questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    """A model of those questions."""
+    classify("--data", questions, "--output", tmp_path / "out", *SPEED)
+    capsys.readouterr()
+    return tmp_path / "out" / "seed-0" / "model"
+
+
+def test_lines_of_standard_input_are_answered_and_explained(
+    saved: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    refused: Callable[..., str],
+) -> None:
+    def given(content: bytes) -> None:
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+
+    given("\ufeffwho is Zoë <b>?\r\n\r\nwhere is it".encode())
+    classify("--predict", saved, "-", "--explain", tmp_path / "why.html")
+    printed = capsys.readouterr().out
+    asked = [line.split("|")[1].strip() for line in printed.splitlines()[2:4]]
+    assert asked == ["who is Zoë <b>?", "where is it"]
+    assert f"{tmp_path / 'why.html'} shows which words spoke for each answer" in printed
+    page = (tmp_path / "why.html").read_text(encoding="utf-8")
+    assert page.count("<blockquote>") == 2 and ">Zoë</span>" in page
+    assert "&lt;" in page and "<b>?" not in page
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    given(b"who is it")
+    classify("--predict", saved, "-", "--explain", tmp_path / "why.html")
+    assert "\x1b[30;48;2;" in capsys.readouterr().out
+    given(b"who is it")
+    error = refused(classify, "--predict", saved, "-", "--explain", tmp_path)
+    assert f"cannot write the page {tmp_path} (Is a directory)" in error
+    error = refused(classify, "--data", "questions", "--explain", tmp_path / "why.html")
+    assert "--explain is of answers; give it with --predict" in error
+    given(b"")
+    classify("--predict", saved, "-")
+    assert capsys.readouterr().out == ""
+
+
+def test_a_label_that_the_model_does_not_know_is_named_with_its_row(
+    saved: Path, questions: Path, capsys: pytest.CaptureFixture[str], refused: Callable[..., str]
+) -> None:
+    table = pandas.read_csv(questions / "test.csv")
+    table.loc[[2, 4], "label"] = "animal"
+    table.to_csv(questions / "animals.csv", index=False)
+    given = ["--evaluate", saved, "--data", questions / "animals.csv"]
+    error = refused(classify, *given)
+    assert "row 3" in error and "(and 1 more)" in error
+    assert "is of the class 'animal', which the model does not know, only 'person', 'pl" in error
+    with pytest.warns(UserWarning, match=r"2 of the 8 rows of .* cannot be used \(row 3 of"):
+        classify(*given, "--on-bad", "skip")
+    assert "on 6 items of" in capsys.readouterr().out
+
+
+def test_classes_count_alike_when_asked(
+    questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
+) -> None:
+    table = pandas.read_csv(questions / "train.csv")
+    few = table[table.label == "person"].head(4)
+    pandas.concat([table[table.label == "place"], few]).to_csv(questions / "train.csv", index=False)
+    weights: list[Any] = []
+
+    def fit(model: Any, *_: Any) -> Any:
+        weights.append(model.class_weights)
+        raise InputError("this is enough")
+
+    monkeypatch.setattr(_recipe, "fit", fit)
+    given = ["--data", questions, "--output", tmp_path / "out", *SPEED, "--all-rows"]
+    refused(classify, *given)
+    refused(classify, *given, "--class-weights", "balanced")
+    assert weights[0] is None
+    assert weights[1].tolist() == pytest.approx([20 / (2 * 4), 20 / (2 * 16)])
+    error = refused(classify, *given, "--class-weights", "balanced", "--multi-label")
+    assert "--class-weights are for items of one class each" in error
+    assert TASK.config(data="x", class_weights="balanced").arm == "word_resnet6-balanced"
+
+
+def test_any_number_of_classes_per_text(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ("red", "green", "blue")
+    for split, count in (("train", 40), ("test", 16)):
+        given = [[word for bit, word in enumerate(words) if row >> bit & 1] for row in range(count)]
+        rows = [{"text": f"it is {' '.join(own)} {row} .", "tags": "|".join(own) or "[]"}
+                for row, own in enumerate(given)]  # fmt: skip
+        Path("tagged").mkdir(exist_ok=True)
+        pandas.DataFrame(rows).to_csv(f"tagged/{split}.csv", index=False)
+    classify("--data", "tagged", "--multi-label", "--output", "out", *SPEED, "--all-rows")
+    printed = capsys.readouterr().out
+    assert "cut at '|'" in " ".join(printed.split()) and "mean average precision" in printed
+    results = json.loads(Path("out/results.json").read_text())
+    assert results["TF-IDF + linear SVC"]["metrics"]["mean_average_precision"] > 0.95
+    assert set(results["seed 0"]["per_class"]) == set(words)
+    model = Path("out/seed-0/model")
+    classify(
+        "--evaluate", model, "--data", "tagged/test.csv"
+    )  # the model knows that there are many
+    assert "on 16 items of" in capsys.readouterr().out
+    Path("lines.txt").write_text("it is red")
+    classify("--predict", model, "lines.txt", "--explain", "why.html")
+    answers = re.findall(r"([\d.]+) %", capsys.readouterr().out)
+    assert len(answers) == 3 and abs(sum(map(float, answers)) - 100) > 1
+    assert "<blockquote>" in Path("why.html").read_text()
 
 
 def test_a_csv_file_of_semicolons_is_enough(

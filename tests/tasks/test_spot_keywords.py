@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import soundfile
 import transformers
@@ -149,3 +150,28 @@ def test_speakers_in_the_names_of_files_are_held_apart(
     given = ["--data", recordings / "train", "--output", tmp_path / "out", *SPEED]
     spot(*given, "--group-pattern", "([^/]+)_")
     assert "(held out: 12.5 % of train, by group)" in capsys.readouterr().out
+
+
+def test_any_number_of_classes_per_clip(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    pitches, random = {"low": 300, "high": 2000}, np.random.default_rng(0)
+    for split, count in (("train", 16), ("validation", 8), ("test", 8)):
+        Path("tones", split).mkdir(parents=True)
+        lines = ["file_name,tags"]
+        for row in range(count):
+            own = [name for bit, name in enumerate(pitches) if row >> bit & 1]
+            time = np.arange(2000) / 8000
+            sound = sum((0.3 * np.sin(2 * np.pi * pitches[name] * time) for name in own), 0 * time)
+            sound = sound + 0.01 * random.standard_normal(2000)
+            soundfile.write(f"tones/{split}/{row}.wav", sound, 8000)
+            lines.append(f"{row}.wav,{'|'.join(own) or '[]'}")
+        Path("tones", split, "metadata.csv").write_text("\n".join(lines))
+    spot("--data", "tones", "--multi-label", "--output", "out", *SPEED)
+    assert "mean average precision" in capsys.readouterr().out
+    results = json.loads(Path("out/results.json").read_text())
+    assert results["MFCC by segments + SVC"]["metrics"]["mean_average_precision"] > 0.9
+    assert set(results["seed 0"]["per_class"]) == set(pitches)
+    spot("--evaluate", "out/seed-0/model", "--data", "tones")
+    assert "on 8 items of tones [test]" in capsys.readouterr().out

@@ -29,7 +29,7 @@ def said(right: int, wrong: int, theirs: Confusion, skipped: tuple[str, ...] = (
 
 def test_a_baseline_that_wins_is_named() -> None:
     assert "SVC is better here than the net" in said(9000, 1000, answers(9500, 500))
-    assert said(9500, 500, answers(9000, 1000)) == ""  # nothing a reader could miss
+    assert said(10000, 0, answers(9000, 1000)) == ""  # nothing a reader could miss
 
 
 def test_a_net_that_guesses_is_told_with_what_to_try() -> None:
@@ -37,6 +37,15 @@ def test_a_net_that_guesses_is_told_with_what_to_try() -> None:
     assert "no better than always naming the most frequent class" in told
     assert "--learning-rate" in told and "--least-steps" in told
     assert "SVC is better" not in told  # one thing at a time
+
+
+def test_what_is_taken_for_what_is_told_over_all_seeds() -> None:
+    told = said(9500, 500, answers(9000, 1000))
+    assert told == "most confused: yes taken for no: 500 of 5,000"
+    runs = [run(90, 10), run(80, 20, 1)]
+    (line, *_) = remarks("accuracy", runs, ("SVC", answers(60, 40)), [])
+    assert line == "most confused (all 2 seeds): yes taken for no: 30 of 100"
+    assert runs[0].metric.counts.sum() == 100  # of that seed still  # type: ignore[attr-defined]
 
 
 def test_few_rows_have_an_interval() -> None:

@@ -40,14 +40,15 @@ def test_what_chooses_is_never_the_test(kind: str, monkeypatch: pytest.MonkeyPat
     asked: list[tuple[float, int]] = []
 
     class Recorded(LinearSVC):
-        def score(self, x: Any, y: Any) -> float:
-            asked.append((self.C, len(y)))
-            return super().score(x, y)
+        def predict(self, x: Any) -> Any:
+            asked.append((self.C, x.shape[0]))
+            return super().predict(x)
 
     monkeypatch.setattr("sklearn.svm.LinearSVC", Recorded)
     train, test = texts(4 if kind == "few" else 30, 0), texts(20, 2)
     validation = {"validation": texts(10, 1), "the test's": test}.get(kind)
     _, confusion = baseline(train, validation, test)
+    assert asked.pop()[1] == 20  # the test's, at the very end
     if kind == "validation":
         assert asked == [(strength, 10) for strength in STRENGTHS]
     elif kind == "few":

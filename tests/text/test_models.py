@@ -43,7 +43,8 @@ NETS: dict[str, dict[str, Any]] = {
     "causal": {"name_or_spec": SMALL, "causal": True, "norm": "layer"},
     "temporal": {"name_or_spec": "tcn_char", "head": {"pooling": "max"}},
     "dpcnn": {"name_or_spec": "dpcnn", "head": {"pooling": "mean_max"}},
-    "vdcnn9": {"name_or_spec": "vdcnn9", "attention": "se"},
+    "vdcnn9": {"name_or_spec": "vdcnn9", "attention": "se", "head": {"pooling": "k_max"}},
+    "attentive": {"name_or_spec": SMALL, "head": {"pooling": "attentive"}},
 }
 
 

@@ -13,8 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
+import resbackbones as rb
 from resbackbones.errors import InputError
 from resbackbones.train import World, evaluate, fit
+from resbackbones.vision import ResidualForImageClassification
 from tests.train.helpers import (
     RUN,
     Blobs,
@@ -51,6 +53,15 @@ class Watched(Blobs):
         return super().__getitems__(rows)
 
 
+def classifier_with_weights() -> ResidualForImageClassification:
+    """Its loss is a weighted mean, and each process's items weigh otherwise."""
+    torch.manual_seed(0)
+    spec = rb.BackboneSpec((rb.Stage(4, 1),), stem=rb.Stem(4), in_channels=1, norm="layer")
+    model = ResidualForImageClassification.build(spec, num_labels=2)
+    model.class_weights = torch.tensor([0.5, 3.0])
+    return model
+
+
 def work(folder: Path) -> dict[str, Any]:
     """All that two processes are asked to do in these tests, but for being killed."""
     found: dict[str, Any] = {}
@@ -61,6 +72,9 @@ def work(folder: Path) -> dict[str, Any]:
     found["words"] = weights(words)
     fit(blobs, Blobs(48), Blobs(seed=1), sgd(epochs=3, keep="last", output=folder / "sgd"))
     found["blobs"] = weights(blobs)
+    weighted = classifier_with_weights()
+    fit(weighted, Blobs(48), None, sgd(batch_size=8))
+    found["weighted"] = weights(weighted)
     # A model of which every process drew its own, with batch norm, dropout and an average.
     model = tiny(seed=world.rank)
     result = fit(model, Blobs(), Blobs(seed=1), dataclasses.replace(SHARED, output=folder / "run"))
@@ -101,7 +115,9 @@ def test_their_updates_are_those_of_one_process(two: Any, tmp_path: Path) -> Non
     words, blobs = language_model(), without_chance()
     fit(words, Sentences(), Sentences(), sgd(batch_size=16, **TOKENS))
     result = fit(blobs, Blobs(48), Blobs(seed=1), sgd(epochs=3, keep="last", batch_size=16))
-    for name, model in (("words", words), ("blobs", blobs)):
+    weighted = classifier_with_weights()
+    fit(weighted, Blobs(48), None, sgd(batch_size=16))
+    for name, model in (("words", words), ("blobs", blobs), ("weighted", weighted)):
         for key, value in model.state_dict().items():
             assert torch.equal(first[name][key], second[name][key])
             torch.testing.assert_close(first[name][key], value, rtol=1e-6, atol=1e-6)
