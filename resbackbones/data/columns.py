@@ -2,7 +2,7 @@
 
 import io
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -48,12 +48,14 @@ class Source:
     Attributes:
         dataset: the rows. An image or audio column holds `{"bytes", "path"}`, not decoded.
         columns: role -> column: "input", the target's role and, where items come in groups,
-            "group"; "width" and "height" for a target that needs the images' sizes; "file" where a
-            text is the content of a file.
+            "group"; "pair" of the second texts where an item is two; "width" and "height" for a
+            target that needs the images' sizes; "file" where a text is the content of a file.
         target: what is to be predicted.
         name: where it comes from and which split it is, for messages.
         numbers: `(N,)` each row's number in the split as it was opened, from 0; None while all are
             there.
+        place: from such a number to where a person finds the row, "line 3 of reviews.csv"; it may
+            not know. None where there is no such place.
 
     >>> from datasets import Dataset
     >>> from resbackbones.data import open_dataset
@@ -70,6 +72,7 @@ class Source:
     target: Target
     name: str
     numbers: Tensor | None = field(default=None, compare=False, repr=False)
+    place: Callable[[int], str | None] | None = field(default=None, compare=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -112,8 +115,8 @@ class Source:
         return replace(self, dataset=self.dataset.select(rows.tolist()), numbers=numbers)
 
     def row_name(self, row: int) -> str:
-        """What a person would look for: the file, or the row's number, from 1, in the split as
-        opened."""
+        """What a person would look for: the file, the line in the table, or the row's number, from
+        1, in the split as opened."""
         column = self.columns.get("file", self.columns["input"])
         (value,) = plain_values(self.dataset, column, slice(row, row + 1))
         if "file" in self.columns:
@@ -121,7 +124,7 @@ class Source:
         if isinstance(value, dict) and value["bytes"] is None and value["path"]:
             return value["path"]
         number = row if self.numbers is None else int(self.numbers[row])
-        return f"row {number + 1} of {self.name}"
+        return (self.place and self.place(number)) or f"row {number + 1} of {self.name}"
 
     def sizes(self, role: str = "input") -> np.ndarray:
         """Bytes of each row's input, or encoded target, int64 `(N,)`; of none that is missing, -1.
@@ -175,8 +178,7 @@ class Source:
         read = min(ROWS_READ, len(self))
         rows = [number * len(self) // read for number in range(read)]
         parts: list[Iterator[bytes | str]] = [_flat(told), self.contents(rows)]
-        if is_encoded:
-            role = self.target.role
+        for role in [self.target.role] * is_encoded + ["pair"] * ("pair" in self.columns):
             parts += [_flat(self.sizes(role)), self.contents(rows, role=role)]
         return fingerprint(chain(*parts))
 
@@ -261,7 +263,8 @@ def find_columns(
             types[column] = dataset.features[column].dtype.removeprefix("large_")
     listed = "its columns are " + ", ".join(f"{column!r} ({types[column]})" for column in types)
     listed += hint
-    roles = ("input", *filter(None, [target.role]), "group", *(SIDES if target.sized else ()))
+    roles = ("input", "pair", *filter(None, [target.role]), "group")
+    roles += SIDES if target.sized else ()
     columns: dict[str, str] = {}
     for role, column in told.items():
         if role not in roles and (column or role != "label"):
@@ -283,11 +286,22 @@ def find_columns(
         if len(fitting) == 1:
             return fitting[0]
         several = f"several {role} columns ({', '.join(map(repr, fitting))})"
+        found = several if fitting else f"no {role} column"
         role = role if role in roles else "input"
         flag = "label" if role == target.role else role
         raise InputError(
-            f"{name} has {several if fitting else f'no {role} column'} to find by type or usual "
-            f"name; {listed}, so say which to use (columns={{{role!r}: …}}, or --{flag}-column)"
+            f"{name} has {found} to find by type or usual name; {listed}, so say which to use "
+            f"(columns={{{role!r}: …}}, or --{flag}-column)"
+        )
+
+    def unreadable(role: str) -> InputError:
+        column = columns[role]
+        holds = "numbers, and " if _is_number(dataset.features[column]) else ""
+        holds = "values of several types, and " if types[column] == "Json" else holds
+        return InputError(
+            f"column {column!r} of {name} {'holds ' * bool(holds)}{holds}cannot be read as "
+            f"{'text' if role == 'pair' else kind or 'an input'}; {listed}, so name another column "
+            f"(--{role}-column) or kind"
         )
 
     if target.role and target.role not in columns:
@@ -298,14 +312,22 @@ def find_columns(
         columns[target.role] = choose(target.role, fitting, both)
     if told.get("group") is None and (groups := usual(USUAL["group"])):
         columns["group"] = choose("group", groups, [])
+    if "pair" in columns:
+        if columns["pair"] == columns.get("input"):
+            raise InputError(
+                f"column {columns['pair']!r} of {name} is named as both texts of a pair; {listed}, "
+                "so name two (--input-column, --pair-column)"
+            )
+        kind = "text"
+        if _kind(dataset, columns["pair"], kind) is None:
+            raise unreadable("pair")
+    kinds = {c: found for c in free() if (found := _kind(dataset, c, kind)) is not None}
+    if not kinds and (odd := usual(USUAL[kind or "text"])):  # such as a "text" of numbers
+        columns.setdefault("input", odd[0])
     if "input" in columns:
         if (found := _kind(dataset, columns["input"], kind)) is None:
-            raise InputError(
-                f"column {columns['input']!r} of {name} cannot be read as {kind or 'an input'}; "
-                f"{listed}, so name another column (--input-column) or kind"
-            )
+            raise unreadable("input")
         return columns, found
-    kinds = {c: found for c in free() if (found := _kind(dataset, c, kind)) is not None}
     media = [column for column in kinds if kinds[column] in MEDIA]
     preferred = [column for column in kinds if column.strip().lower() in USUAL[kinds[column]]]
     columns["input"] = choose(kind or "input", media or list(kinds), preferred)
@@ -353,6 +375,10 @@ def media_columns(dataset: "Dataset") -> dict[str, str]:
     """The columns that hold images or audio, or paths of them -> which."""
     kinds = {column: _kind(dataset, column, None) for column in dataset.column_names}
     return {column: kind for column, kind in kinds.items() if kind in MEDIA}
+
+
+def _is_number(feature: Any) -> bool:
+    return str(getattr(feature, "dtype", "")).startswith(("int", "uint", "float"))
 
 
 def _is_string(feature: Any) -> bool:

@@ -19,14 +19,18 @@ from resbackbones.data.paths import (
     TABLES,
     TEXT,
     Asked,
+    Lines,
     Opened,
     binary,
     file_ending,
     ignored,
+    is_blank,
     is_split,
     labels_file,
+    marked,
     media_of,
     one_sentence,
+    read_text,
     split_in,
     walk,
 )
@@ -100,6 +104,7 @@ def _open_tables(where: Path, files: Mapping[str, list[Path]], asked: Asked) -> 
 
     splits: dict[str, Dataset] = {}
     notes: dict[str, None] = {}
+    lines: dict[str, Lines] = {}
     for split, paths in files.items():
         ending = file_ending(paths[0])
         if not ending or any(file_ending(path) != ending for path in paths):
@@ -109,21 +114,25 @@ def _open_tables(where: Path, files: Mapping[str, list[Path]], asked: Asked) -> 
                 "format"
             )
         options: dict[str, Any] = {"data_files": [str(path) for path in paths]}
-        if FORMATS[ending] != "parquet" and asked.encoding is not None:
-            options["encoding"] = asked.encoding
+        encoding = asked.encoding
+        if FORMATS[ending] != "parquet":
+            encoding = _encoding(where, paths, asked, notes)
+            options |= {} if encoding is None else {"encoding": encoding}
         if FORMATS[ending] == "csv":
             # Only an empty cell is a missing one: "NA" and "null" are words.
             options |= {"keep_default_na": False, "na_values": [""]}
             usual = "\t" if ending.startswith(".tsv") else ","
             with one_sentence(where):
-                options["sep"] = asked.separator or _separator(paths[0], usual, asked.encoding)
+                options["sep"] = asked.separator or _separator(paths[0], usual, encoding)
             if asked.separator is None and options["sep"] != usual:
                 said = f"The columns are separated by {SEPARATORS[options['sep']]}"
                 notes[f"{said} ({options['sep']!r}, as detected)"] = None
-        with one_sentence(where, paths if asked.encoding is None else ()):
+        with one_sentence(where, paths, encoding):
             splits[split] = datasets.load_dataset(FORMATS[ending], split="train", **options)
             if FORMATS[ending] == "json":  # whose reader takes any bytes for text
                 splits[split].data.validate(full=True)
+        if FORMATS[ending] == "csv":
+            lines[split] = Lines(tuple(paths), len(splits[split]), options["sep"], encoding)
     folder = where if where.is_dir() else where.parent
     hint = ""
     if any(FORMATS[file_ending(path)] == "csv" for paths in files.values() for path in paths):
@@ -131,7 +140,21 @@ def _open_tables(where: Path, files: Mapping[str, list[Path]], asked: Asked) -> 
             " (their names are the first line of the file: put such a line there, like "
             "text,label, if it starts with a row)"
         )
-    return Opened(str(where), splits, folder, labels_file(folder), tuple(notes), hint)
+    listed = labels_file(folder)
+    return Opened(str(where), splits, folder, listed, tuple(notes), hint, lines=lines)
+
+
+def _encoding(
+    where: Path, paths: Sequence[Path], asked: Asked, notes: dict[str, None]
+) -> str | None:
+    """What texts are encoded in: as told, else as their first bytes say; None for plain UTF-8."""
+    if asked.encoding is not None:
+        return asked.encoding
+    with one_sentence(where):
+        found = marked(paths)
+    if found not in (None, "utf-8-sig"):
+        notes[f"The text is {found}, as its first bytes say"] = None
+    return found
 
 
 def _separator(path: Path, usual: str, encoding: str | None) -> str:
@@ -144,8 +167,11 @@ def _separator(path: Path, usual: str, encoding: str | None) -> str:
     lines = text.splitlines()[: None if whole else -1]
     cells = {}
     for separator in (usual, *SEPARATORS):
-        rows = [row for row in islice(csv.reader(lines, delimiter=separator), 20) if row]
-        cells[separator] = len(rows[0]) if len({len(row) for row in rows}) == 1 else 1
+        rows = islice(
+            (row for row in csv.reader(lines, delimiter=separator) if not is_blank(row)), 20
+        )
+        counts = {len(row) for row in rows}
+        cells[separator] = counts.pop() if len(counts) == 1 else 1
     if cells[usual] > 1:
         return usual
     best = max(cells, key=lambda separator: cells[separator])
@@ -285,12 +311,13 @@ def _open_folders(root: Path, asked: Asked) -> Opened:
             said = [f"The folders of classes are in {Path(*media[0].parts[:outer])}", *said]
         notes = (*notes, *said)
     rows: dict[str, dict[str, list[str]]] = {}
+    said_of_texts: dict[str, None] = {}
     for file in media:
         part = rows.setdefault("".join(file.parts[outer:above]) or "train", {})
         if medium == "text":
-            with one_sentence(root / file, [root / file] if asked.encoding is None else ()):
-                text = (root / file).read_text(encoding=asked.encoding or "utf-8")
-            part.setdefault("text", []).append(text)
+            encoding = _encoding(root / file, [root / file], asked, said_of_texts)
+            with one_sentence(root / file, [root / file], encoding):
+                part.setdefault("text", []).append(read_text(root / file, encoding))
             part.setdefault("file", []).append(str(root / file))
         else:
             part.setdefault(medium, []).append(str(file))
@@ -298,7 +325,7 @@ def _open_folders(root: Path, asked: Asked) -> Opened:
             part.setdefault("label", []).append(labels[file.parts[above:-1]])
     tables = {split: datasets.Dataset.from_dict(columns) for split, columns in rows.items()}
     listed, in_files = labels_file(root), medium == "text"
-    return Opened(str(root), tables, root, listed, notes, in_files=in_files)
+    return Opened(str(root), tables, root, listed, (*notes, *said_of_texts), in_files=in_files)
 
 
 def _outer(files: Sequence[Path]) -> int:
@@ -351,10 +378,13 @@ def _open_texts(where: Path, files: Mapping[str, list[Path]], asked: Asked) -> O
     import datasets
 
     splits = {}
+    notes: dict[str, None] = {}
     for split, paths in files.items():
         names = [str(path) for path in paths]
-        with one_sentence(where, paths if asked.encoding is None else ()):
+        encoding = _encoding(where, paths, asked, notes)
+        with one_sentence(where, paths, encoding):
             splits[split] = datasets.load_dataset(
-                "text", split="train", data_files=names, encoding=asked.encoding or "utf-8"
+                "text", split="train", data_files=names, encoding=encoding or "utf-8"
             )
-    return Opened(str(where), splits, where, hint=" (a plain text is one row per line)")
+    hint = " (a plain text is one row per line)"
+    return Opened(str(where), splits, where, notes=tuple(notes), hint=hint)

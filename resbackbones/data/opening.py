@@ -88,7 +88,8 @@ def open_dataset(
             there is; by default that, or "train".
         columns: role ("input", "group", and the target's: "label", "text", "objects", "mask") ->
             column, for what type and usual names do not tell (None: find it). `{"group": ""}` says
-            that the items come in no groups. Case and surrounding blanks do not matter.
+            that the items come in no groups; `{"pair": …}` that they are pairs of texts, whose
+            second ones stand there. Case and surrounding blanks do not matter.
         target: what is to be predicted; by default `Classes()`, whose names are those of the
             column's type, else of a list in `labels.json` beside the files, else the labels of the
             train split in sorted order. `Boxes` and `Masks` leave out or change what their
@@ -96,7 +97,8 @@ def open_dataset(
         kind: "image", "audio" or "text", where the data leave it open.
         separator: of a CSV file's columns; by default a comma (a tab in .tsv), or what of
             `, ; tab |` the first lines are cut by.
-        encoding: of CSV, JSON and text files, such as "latin-1"; by default UTF-8.
+        encoding: of CSV, JSON and text files, such as "latin-1"; by default UTF-8, or UTF-16 where
+            the first bytes of the file say so.
         group_pattern: a regular expression that finds an item's group in the path of its file, from
             the data set's folder on: what its first group matches (speaker_1.wav: `([^/_]+)_`).
         on_bad: "error" stops at the first row without a label or with one that cannot be; "skip"
@@ -370,7 +372,7 @@ def _source(
             f"group_pattern={group_pattern!r} is for items in files, but the texts of {name} stand "
             "in a table; name a column of groups there (--group-column)"
         )
-    source = Source(dataset, columns, target, name)
+    source = Source(dataset, columns, target, name, place=opened.lines.get(found))
     return source if group_pattern is None else _grouped_by_name(source, opened, group_pattern)
 
 

@@ -3,14 +3,18 @@
 Nothing is opened here but lists of names.
 """
 
+import codecs
 import contextlib
+import csv
 import gzip
+import io
 import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +36,14 @@ FORMATS = {
 TABLES = ".parquet, .csv, .tsv, .jsonl, .json (all but the first also .gz)"
 TEXT = (".txt", ".txt.gz")
 NAMES_FILES = ("classes.txt", "codes.txt", "class_names.txt", "obj.names", "labels.txt")
+# What a file begins with that says its encoding; the longer first, which begins with a shorter.
+MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+    codecs.BOM_UTF8: "utf-8-sig",
+}
 # What cameras, telephones and offices write and nothing here reads, and what to convert it to.
 CONVERT = {
     **dict.fromkeys((".xlsx", ".xls", ".ods"), ".csv"),
@@ -47,7 +59,8 @@ class Asked:
     Attributes:
         kind: "image", "audio" or "text"; None for what is found.
         role: of the target: "label" for class folders, "" for nothing but inputs.
-        separator, encoding: of CSV and text files; None to find it, None for UTF-8.
+        separator, encoding: of CSV and text files; None to find it, None for UTF-8 or what a file's
+            first bytes say.
     """
 
     kind: str | None
@@ -66,6 +79,7 @@ class Opened:
         notes: sentences on what was ignored or detected.
         hint: what else to say where a column is not found.
         in_files: whether each text is the content of the file in the column "file".
+        lines: of splits that are CSV files, where their rows are.
     """
 
     name: str
@@ -75,6 +89,7 @@ class Opened:
     notes: tuple[str, ...] = ()
     hint: str = ""
     in_files: bool = False
+    lines: "Mapping[str, Lines]" = field(default_factory=dict)
 
     def find(self, split: str) -> str | None:
         """What this data set calls a split."""
@@ -200,14 +215,80 @@ def told(found: Sequence[Any], one: str, several: str) -> Iterator[str]:
         yield f"1 {one} ({found[0]})"
 
 
+@dataclass(frozen=True)
+class Lines:
+    """Which line of which CSV file a row is on, as an editor counts them.
+
+    Attributes:
+        files: of one split, in the order of its rows.
+        rows: how many there are.
+        separator, encoding: of the files; None for UTF-8.
+    """
+
+    files: tuple[Path, ...]
+    rows: int
+    separator: str
+    encoding: str | None
+
+    def __call__(self, row: int) -> str | None:
+        """Of a row from 0, "line 3 of reviews.csv"; None where lines are no rows as the table's
+        reader counts them."""
+        if len(self._places) != self.rows:
+            return None
+        file, line = self._places[row]
+        return f"line {line} of {self.files[file]}"
+
+    @cached_property
+    def _places(self) -> list[tuple[int, int]]:
+        """Of each row, its file and the line from 1 on which it begins."""
+        most, found = csv.field_size_limit(2**31 - 1), []  # a cell may hold a book
+        try:
+            for number, path in enumerate(self.files):
+                with io.TextIOWrapper(
+                    binary(path), encoding=self.encoding or "utf-8-sig", newline=""
+                ) as file:
+                    reader, begins, names = csv.reader(file, delimiter=self.separator), 1, True
+                    for cells in reader:
+                        if not is_blank(cells):
+                            found += [] if names else [(number, begins)]
+                            names = False
+                        begins = reader.line_num + 1
+        finally:
+            csv.field_size_limit(most)
+        return found
+
+
+def is_blank(cells: Sequence[str]) -> bool:
+    """Whether a line of a CSV file is an empty one, and so no row."""
+    return len(cells) < 2 and not "".join(cells).strip()
+
+
 def binary(path: Path) -> Any:
     return gzip.open(path) if path.name.lower().endswith(".gz") else open(path, "rb")
 
 
+def marked(paths: Sequence[Path]) -> str | None:
+    """The encoding that the first bytes of all these files say they are in."""
+    said = set()
+    for path in paths:
+        with binary(path) as file:
+            head = file.read(4)
+        said.add(next((name for mark, name in MARKS.items() if head.startswith(mark)), None))
+    return said.pop() if len(said) == 1 else None
+
+
+def read_text(path: Path, encoding: str | None) -> str:
+    """The whole of a text file."""
+    with io.TextIOWrapper(binary(path), encoding=encoding or "utf-8") as file:
+        return file.read()
+
+
 @contextlib.contextmanager
-def one_sentence(where: Path, utf8: Iterable[Path] = ()) -> Iterator[None]:
-    """Say in one sentence what could not be opened, without the log lines of `datasets`; of files
-    that should be UTF-8, whether they are."""
+def one_sentence(
+    where: Path, texts: Iterable[Path] = (), encoding: str | None = None
+) -> Iterator[None]:
+    """Say in one sentence what could not be opened, without the log lines of `datasets`; of texts,
+    which line is not in the encoding (None: UTF-8), or is no JSON."""
     import datasets
 
     verbosity = datasets.logging.get_verbosity()
@@ -217,27 +298,42 @@ def one_sentence(where: Path, utf8: Iterable[Path] = ()) -> Iterator[None]:
     except (InputError, MemoryError):
         raise
     except Exception as error:  # of pandas, pyarrow or the file system
-        for path in utf8:
-            if (line := _first_not_utf8(path)) is not None:
-                raise InputError(
-                    f"line {line} of {path} is not UTF-8; say what it is with encoding "
-                    "(--encoding latin-1, --encoding utf-16), or save the file as UTF-8"
-                ) from error
+        for path in texts:
+            if sentence := _fault(path, encoding):
+                raise InputError(sentence) from error
         why = reason(error.__cause__ or error)
         raise InputError(f"{where} cannot be opened ({why}); repair or replace it") from error
     finally:
         datasets.logging.set_verbosity(verbosity)
 
 
-def _first_not_utf8(path: Path) -> int | None:
-    if not file_ending(path).startswith((".csv", ".tsv", ".json")) and not path.name.endswith(TEXT):
+def _fault(path: Path, encoding: str | None) -> str | None:
+    """What is wrong with a text file, its first such line named."""
+    ending = file_ending(path)
+    if not ending.startswith((".csv", ".tsv", ".json")) and not path.name.endswith(TEXT):
         return None
     with binary(path) as file:
-        for number, line in enumerate(file, 1):
-            try:
-                line.decode()
-            except UnicodeDecodeError:
-                return number
+        content = file.read()
+    try:
+        text = content.decode(encoding or "utf-8")
+    except UnicodeDecodeError as error:
+        before = content[: error.start].decode(encoding or "utf-8")
+        others = "another with encoding (--encoding utf-8, --encoding cp1252)"
+        if encoding is None:
+            others = "what it is with encoding (--encoding latin-1, --encoding utf-16)"
+        return (
+            f"line {before.count(chr(10)) + 1} of {path} is not {encoding or 'UTF-8'}; say "
+            f"{others}, or save the file as UTF-8"
+        )
+    for number, line in enumerate(text.split("\n") if ending.startswith(".jsonl") else (), 1):
+        try:
+            if line.strip():
+                json.loads(line)
+        except json.JSONDecodeError as error:
+            return (
+                f"{path} cannot be opened (line {number} is no JSON: {error.msg}); repair or "
+                "remove the line"
+            )
     return None
 
 

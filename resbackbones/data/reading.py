@@ -30,35 +30,40 @@ class Read:
 
 def read(
     source: Source,
-    decode: Callable[[Any], Any],
+    decode: Callable[..., Any],
     on_bad: str = "error",
     workers: int | None = None,
+    roles: Sequence[str] = ("input",),
     check: Callable[[int, Any], None] | None = None,
 ) -> Read:
     """Decode every row's input, in threads; what takes a while is told: on a terminal by a bar,
     elsewhere in a line, and by the first process of several alone.
 
     Args:
-        decode: from `{"bytes", "path"}` (bytes None: they are in the file) or a string to an item.
-            What it raises makes the item a bad one, unless it is a MemoryError.
+        decode: from `{"bytes", "path"}` (bytes None: they are in the file) or a string to an item;
+            takes a row's cells of the `roles`, one argument each. What it raises makes the item a
+            bad one, unless it is a MemoryError.
         on_bad: "error" stops at the first bad item, "skip" lists it and goes on.
         workers: threads; by default as many as torch uses.
+        roles: of the columns to decode.
         check: of a row and its item; a ValueError of it makes the item a bad one, too.
 
     Raises:
         InputError: a bad item, its file or row named; or nothing but bad items.
     """
     check_on_bad(on_bad)
-    table = source.dataset.select_columns([source.columns["input"]]).with_format("arrow")
+    columns = [source.columns[role] for role in roles]
+    table = source.dataset.select_columns(columns).with_format("arrow")
     step = 32  # rows a task: enough to make its cost vanish, few enough to show progress
 
     def work(start: int) -> list[tuple[Any, Exception | None]]:
         done: list[tuple[Any, Exception | None]] = []
-        for value in table[start : start + step].column(0).to_pylist():
+        part = table[start : start + step]
+        for cells in zip(*(part.column(name).to_pylist() for name in columns), strict=True):
             try:
-                if value is None or value == {"bytes": None, "path": None}:
+                if any(cell in (None, {"bytes": None, "path": None}) for cell in cells):
                     raise ValueError("it is empty")
-                done.append((decode(value), None))
+                done.append((decode(*cells), None))
             except MemoryError:  # says something of the machine, not of the item
                 raise
             except Exception as error:  # whatever a decoder makes of a broken file

@@ -70,7 +70,8 @@ class Splits:
         """What was found, in sentences for people: items, classes, groups, what was ignored or left
         out, and which items stand there more than once.
 
-        Every input's size is looked up, and the inputs of one size are read.
+        Every input's size is looked up, and the inputs of one size are read; of texts, all, and
+        two that differ in case and blanks alone are the same.
         """
         rows = f"{len(self.train):,} items to train on, {len(self.validation):,} for validation"
         rows += f" (held out: {self.how})" if self.how else ""
@@ -98,6 +99,7 @@ class Splits:
         sources = {split: source for split, source in parts.items() if source is not None}
         ends = np.cumsum([len(source) for source in sources.values()])
         contents = _contents(list(sources.values()))
+        spelling = ", case and blanks aside," if _is_text(self.train) else ""
         first_in: dict[str, dict[Any, int]] = {}
         for split, end in zip(sources, ends, strict=True):
             rows = range(end - len(sources[split]), end)
@@ -108,22 +110,28 @@ class Splits:
             again = sum(contents[row] is not None for row in rows) - len(own)
             if again:
                 verb = "repeats another" if again == 1 else "repeat others"
-                yield f"{_count(again, 'item')} of {split} {verb} of it"
+                ((often, most),) = Counter(
+                    contents[row] for row in rows if contents[row] is not None
+                ).most_common(1)
+                name = sources[split].row_name(own[often] - rows.start)
+                yield f"{_count(again, 'item')} of {split} {verb} of it{spelling.rstrip(',')}" + (
+                    f" (the most frequent stands there {most:,} times: {name})" if most > 2 else ""
+                )
             for before, known in first_in.items():
                 shared = [row for row in rows if contents[row] in known]
                 if shared:
                     name = sources[split].row_name(shared[0] - rows.start)
+                    items = f"{_count(len(shared), 'item')} of {split}{spelling}"
                     verb = "stands" if len(shared) == 1 else "stand"
-                    yield (
-                        f"{_count(len(shared), 'item')} of {split} {verb} in {before} too (the "
-                        f"first: {name})"
-                    )
+                    yield f"{items} {verb} in {before} too (the first: {name})"
             first_in[split] = own
 
 
 def _contents(sources: list[Source]) -> list[Any]:
     """For each row of all these, something that equals another's only where the inputs do; None
     where no other row's input is of this size, or where it is missing or empty."""
+    if all(map(_is_text, sources)):
+        return [key for source in sources for key in _spelled(source)]
     sizes = np.concatenate([source.sizes() for source in sources])
     starts = np.cumsum([0, *map(len, sources)])
     keys: list[Any] = [int(size) if size > 0 else None for size in sizes]
@@ -143,6 +151,23 @@ def _contents(sources: list[Source]) -> list[Any]:
                 keys[start + row] = (int(sizes[start + row]), digest)
     counts = Counter(keys)
     return [key if counts[key] > 1 else None for key in keys]
+
+
+def _is_text(source: Source) -> bool:
+    feature = source.dataset.features[source.columns["input"]]
+    return getattr(feature, "dtype", None) in ("string", "large_string")
+
+
+def _spelled(source: Source) -> Iterator[bytes | None]:
+    """For each row, what its text, or both of its texts, have in common with those that differ in
+    case and blanks alone; None where it is empty."""
+    columns = [source.columns[role] for role in ("input", "pair") if role in source.columns]
+    for start in range(0, len(source), 1024):
+        part = slice(start, start + 1024)
+        for texts in zip(*(plain_values(source.dataset, c, part) for c in columns), strict=True):
+            words = ["" if text is None else " ".join(text.casefold().split()) for text in texts]
+            content = "\0".join(words).encode("utf-8", "surrogatepass")
+            yield hashlib.blake2b(content, digest_size=16).digest() if any(words) else None
 
 
 def _count(number: int, noun: str) -> str:
@@ -165,7 +190,8 @@ def joined(first: Source, second: Source) -> Source:
     dataset = concatenate_datasets([first.dataset, second.dataset])
     if first.name == second.name and first.numbers is not None and second.numbers is not None:
         return replace(first, dataset=dataset, numbers=torch.cat([first.numbers, second.numbers]))
-    return replace(first, dataset=dataset, name=f"{first.name} + {second.name}", numbers=None)
+    name = f"{first.name} + {second.name}"
+    return replace(first, dataset=dataset, name=name, numbers=None, place=None)
 
 
 def speaker_leak(train: Source, other: Source) -> float | None:

@@ -10,6 +10,7 @@ from resbackbones.text.models import (
     ResidualTextConfig,
 )
 from resbackbones.text.tokenizer import Ngrams, NgramTokenizer, TextTokenizer, train_tokenizer
+from resbackbones.text.vectors import WordVectors, load_vectors
 
 AutoConfig.register(ResidualTextConfig.model_type, ResidualTextConfig)
 # Each is found by its name; the last also where a folder names none.
@@ -26,7 +27,9 @@ __all__ = [
     "ResidualTextConfig",
     "TextItems",
     "TextTokenizer",
+    "WordVectors",
     "attribute",
     "attribution_page",
+    "load_vectors",
     "train_tokenizer",
 ]

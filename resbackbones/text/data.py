@@ -10,22 +10,23 @@ from transformers import PreTrainedTokenizerFast
 
 from resbackbones.core.context import valid_mask
 from resbackbones.data import Items, Source, read
-from resbackbones.text.tokenizer import NgramTokenizer
+from resbackbones.text.tokenizer import NgramTokenizer, cuts
 
 CHUNK = 1000  # texts tokenized in one call
 
 
 class TextItems(Items):
-    """Labelled texts as `fit` takes them: a list of rows becomes a batch as long as its longest.
+    """Labelled texts, or pairs of them where the source has a column "pair", as `fit` takes them: a
+    list of rows becomes a batch as long as its longest.
 
     Tokens are kept end to end; where they have n-grams, as numbers into a table of distinct ones.
 
     Args:
         source: from `open_dataset` or `open_splits`.
-        tokenizer: the model's. Texts are cut at its `model_max_length`, with a warning; the model
-            later reads as much, also in a pipeline.
-        on_bad: "error" names the first row that is no text, "skip" leaves such rows out and lists
-            them in `skipped`.
+        tokenizer: the model's. Texts are cut at its `model_max_length`, where it has one, with a
+            warning; the model later reads as much, also in a pipeline.
+        on_bad: "error" names the first row that is no text, or an empty one, "skip" leaves such
+            rows out and lists them in `skipped`.
 
     Attributes:
         labels: int64 `(N,)`; of `Labels` float32 `(N, K)`.
@@ -33,9 +34,11 @@ class TextItems(Items):
         rows: row of each item in the source.
         skipped: the bad ones, "name: reason".
         truncated: how many texts were cut.
+        unknown: rows, from 0, of these items that hold no token but the unknown one, of which a
+            warning tells.
 
     Raises:
-        InputError: a row that is no text.
+        InputError: a row that is no text, or an empty one.
     """
 
     lengths: Tensor
@@ -48,21 +51,26 @@ class TextItems(Items):
         on_bad: Literal["error", "skip"] = "error",
     ) -> None:
         super().__init__()
-        found = read(source, _text, on_bad)
+        roles = ("input", "pair") if "pair" in source.columns else ("input",)
+        found = read(source, _texts, on_bad, roles=roles)
         self.source, self.rows, self.skipped = source, found.rows, found.skipped
         self.labels = source.targets()[found.rows]
         self.truncated = 0
         ngrams = tokenizer.ngrams if isinstance(tokenizer, NgramTokenizer) else None
         distinct = {(tokenizer.pad_token_id, *ngrams.of_nothing): 0} if ngrams else {}
+        nothing = {tokenizer.unk_token_id, tokenizer.bos_token_id}
+        self.unknown: list[int] = []
         tokens: list[Tensor] = []
         for start in range(0, len(found.items), CHUNK):
             chunk = found.items[start : start + CHUNK]
-            encoded = tokenizer(chunk, truncation=True)
+            encoded = tokenizer(*map(list, zip(*chunk, strict=True)), truncation=cuts(tokenizer))
             self.truncated += sum(bool(text.overflowing) for text in encoded.encodings or ())
             for row, ids in enumerate(encoded["input_ids"]):
                 if ngrams:
                     whole = zip(ids, encoded["ngram_ids"][row], strict=True)
                     ids = [distinct.setdefault((i, *n), len(distinct)) for i, n in whole]
+                elif tokenizer.unk_token_id in ids and nothing.issuperset(ids):
+                    self.unknown.append(start + row)
                 tokens.append(torch.tensor(ids, dtype=torch.int32))
         self.lengths = torch.tensor([len(text) for text in tokens])
         self._starts = self.lengths.cumsum(0) - self.lengths
@@ -74,6 +82,16 @@ class TextItems(Items):
                 f"{self.truncated} of {len(self)} texts of {source.name} are longer than "
                 f"{tokenizer.model_max_length} tokens and were cut; a larger max_length of the "
                 "tokenizer (--max-length) reads more of them",
+                UserWarning,
+                stacklevel=2,
+            )
+        if self.unknown:
+            count = len(self.unknown)
+            warnings.warn(
+                f"{count} of {len(self)} texts of {source.name} {'hold' if count > 1 else 'holds'} "
+                "nothing that the tokenizer knows (the first: "
+                f"{source.row_name(found.rows[self.unknown[0]])}), so the model cannot tell them "
+                "apart; train the tokenizer on more such texts, or on bytes (--tokenizer byte)",
                 UserWarning,
                 stacklevel=2,
             )
@@ -102,7 +120,10 @@ class TextItems(Items):
         yield b"" if self._distinct is None else self._distinct.numpy().tobytes()
 
 
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"{value!r:.40} is no text")
-    return value
+def _texts(*values: Any) -> tuple[str, ...]:
+    for value in values:
+        if not isinstance(value, str):
+            raise ValueError(f"{value!r:.40} is no text")
+        if not value.strip():
+            raise ValueError("it is empty")
+    return values

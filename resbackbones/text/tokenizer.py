@@ -1,15 +1,17 @@
-"""From texts to tokens: characters, bytes, words or byte-pair pieces, learned by one function.
+"""From texts to tokens: characters, bytes, words or pieces of words, learned by one function.
 
 The answer is a transformers fast tokenizer, saved and loaded like any other. Each text begins with
-a `[BOS]` token, so that even an empty one is a position for the net to look at; special tokens
-written out in a text are text. The length that texts are cut to belongs to the tokenizer, so that
-a saved model, in a pipeline too, reads as much of a text as its training did.
+a `[BOS]` token, so that even an empty one is a position for the net to look at; of a pair, the one
+before the second text separates the two. Special tokens written out in a text are text. The length
+that texts are cut to belongs to the tokenizer, so that a saved model, in a pipeline too, reads as
+much of a text as its training did.
 """
 
 import dataclasses
 import inspect
+import json
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -17,17 +19,19 @@ from typing import Any
 from tokenizers import Encoding, Regex, Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.decoders import Fuse
-from tokenizers.models import BPE, WordLevel
+from tokenizers.models import BPE, Model, Unigram, WordLevel
 from tokenizers.normalizers import NFC, Lowercase
 from tokenizers.normalizers import Sequence as Normalizers
 from tokenizers.pre_tokenizers import ByteLevel, Split, Whitespace
 from tokenizers.processors import TemplateProcessing
-from tokenizers.trainers import BpeTrainer, Trainer, WordLevelTrainer
+from tokenizers.trainers import BpeTrainer, Trainer, UnigramTrainer, WordLevelTrainer
 from transformers import BatchEncoding, PreTrainedTokenizerFast
+from transformers.tokenization_utils_base import LARGE_INTEGER
 
 from resbackbones.errors import InputError, nearest
 
 PAD, UNKNOWN, BEGIN = "[PAD]", "[UNK]", "[BOS]"
+BYTES = len(ByteLevel.alphabet()) + 2  # tokens that spell any text: every byte, PAD and BEGIN
 
 
 @dataclass(frozen=True)
@@ -91,8 +95,10 @@ class TextTokenizer(PreTrainedTokenizerFast):
 
     # No __init__ here: with one, transformers would rebuild the tokenizer without its normaliser.
 
-    def __call__(self, *texts: Any, truncation: Any = True, **options: Any) -> BatchEncoding:
-        """Tokenize one text or several; options are those of any transformers tokenizer."""
+    def __call__(self, *texts: Any, truncation: Any = None, **options: Any) -> BatchEncoding:
+        """Tokenize one text or several, or pairs of them (`text_pair`), of which the longer is cut
+        first; options are those of any transformers tokenizer."""
+        truncation = cuts(self) if truncation is None else truncation
         return super().__call__(*texts, truncation=truncation, **options)
 
 
@@ -109,43 +115,47 @@ class NgramTokenizer(TextTokenizer):
 
     def __call__(  # type: ignore[override]
         self,
-        text: str | Sequence[str],
-        text_pair: None = None,
+        text: str | Sequence[Any],
+        text_pair: str | Sequence[str] | None = None,
         *,
         is_split_into_words: bool = False,
         return_overflowing_tokens: bool = False,
         return_tensors: str | None = None,
         **options: Any,
     ) -> BatchEncoding:
-        """Tokenize one text or several; options are those of any transformers tokenizer.
+        """Tokenize one text or several, or pairs; options are those of any transformers tokenizer.
 
         Raises:
-            InputError: a pair of texts, words already split, or a request for what was cut off.
+            InputError: words already split, or a request for what was cut off.
         """
-        if text_pair is not None or is_split_into_words or return_overflowing_tokens:
+        if is_split_into_words or return_overflowing_tokens:
             raise InputError(
-                "a tokenizer with n-grams takes whole single texts; leave out text_pair, "
-                "is_split_into_words and return_overflowing_tokens"
+                "a tokenizer with n-grams takes whole texts; leave out is_split_into_words and "
+                "return_overflowing_tokens"
             )
-        encoded = super().__call__(text, **options)
-        texts = [text] if isinstance(text, str) else text
+        encoded = super().__call__(text, text_pair, **options)
+        single = isinstance(text, str)
+        texts: Iterable[Any] = [text] if single else text
+        if text_pair is not None:
+            texts = zip(
+                texts, [text_pair] if isinstance(text_pair, str) else text_pair, strict=True
+            )
         rows = [
-            self._ngram_rows(encoding, each)
+            self._ngram_rows(encoding, [each] if isinstance(each, str) else each)
             for encoding, each in zip(encoded.encodings or (), texts, strict=True)
         ]
-        single = texts is not text
         encoded["ngram_ids"] = rows[0] if single else rows
         return encoded.convert_to_tensors(return_tensors, prepend_batch_axis=single)
 
-    def _ngram_rows(self, encoding: Encoding, text: str) -> list[tuple[int, ...]]:
+    def _ngram_rows(self, encoding: Encoding, texts: Sequence[str]) -> list[tuple[int, ...]]:
         ngrams, normalizer = self.ngrams, self.backend_tokenizer.normalizer
         return [
             # From the text itself, where an unknown word still stands; padding and special tokens
-            # come from none of its characters.
-            ngrams.of_word(normalizer.normalize_str(text[start:end]))
-            if end > start
-            else ngrams.of_nothing
-            for start, end in encoding.offsets
+            # are of no text.
+            ngrams.of_nothing
+            if number is None
+            else ngrams.of_word(normalizer.normalize_str(texts[number][start:end]))
+            for (start, end), number in zip(encoding.offsets, encoding.sequence_ids, strict=True)
         ]
 
     def _pad(self, encoded_inputs: Any, *arguments: Any, **options: Any) -> dict[str, Any]:
@@ -172,7 +182,7 @@ def byte() -> tuple[Tokenizer, Trainer]:
     tokenizer = Tokenizer(BPE())
     tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
     tokenizer.decoder = ByteLevelDecoder()
-    return tokenizer, _byte_pairs(len(ByteLevel.alphabet()) + 2, 1)  # so no pair is merged
+    return tokenizer, _byte_pairs(BYTES, 1)  # so no pair is merged
 
 
 def word(
@@ -191,10 +201,19 @@ def bpe(
 ) -> tuple[Tokenizer, Trainer]:
     """Byte-pair encoding of bytes (Sennrich et al. 2016; Radford et al. 2019): a frequent word is
     one token, a rare one several, nothing is unknown."""
-    tokenizer = _blank(BPE(), lowercase)
-    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = ByteLevelDecoder()
-    return tokenizer, _byte_pairs(vocab_size, min_frequency)
+    return _blank_of_bytes(BPE(), vocab_size, lowercase), _byte_pairs(vocab_size, min_frequency)
+
+
+def unigram(vocab_size: int = 8000, lowercase: bool = False) -> tuple[Tokenizer, Trainer]:
+    """Pieces of words, over bytes, that make the texts most likely under a unigram language model
+    (Kudo 2018, section 3.2): words are cut into likely pieces, nothing is unknown."""
+    trainer = UnigramTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[PAD, BEGIN],
+        initial_alphabet=ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    return _blank_of_bytes(Unigram(), vocab_size, lowercase), trainer
 
 
 # A kind's parameters are the options it reads; any other is refused.
@@ -203,6 +222,7 @@ KINDS: dict[str, Callable[..., tuple[Tokenizer, Trainer]]] = {
     "byte": byte,
     "word": word,
     "bpe": bpe,
+    "unigram": unigram,
 }
 
 
@@ -210,7 +230,7 @@ def train_tokenizer(
     texts: Iterable[str],
     kind: str = "word",
     *,
-    max_length: int = 512,
+    max_length: int | None = None,
     ngrams: Ngrams | None = None,
     **options: Any,
 ) -> TextTokenizer:
@@ -218,16 +238,19 @@ def train_tokenizer(
 
     Args:
         texts: what to learn the vocabulary from: the training split's, not the others'.
-        kind: "character", "byte", "word" or "bpe".
-        max_length: tokens of a text at most, the `[BOS]` included; the rest is cut off, in training
-            and wherever the saved model reads. It is the tokenizer's `model_max_length`.
+        kind: "character", "byte", "word", "bpe" or "unigram".
+        max_length: tokens of a text, or a pair, at most, each `[BOS]` included; the rest is cut
+            off, in training and wherever the saved model reads. It is the tokenizer's
+            `model_max_length`. None reads texts of any length whole.
         ngrams: also give each word's character n-grams (kind "word" alone).
-        options: of all kinds but "byte": `vocab_size` (tokens at most, special ones included),
-            `min_frequency` (rarer ones are left out) and `lowercase`.
+        options: of all kinds but "byte": `vocab_size` (tokens at most, special ones included) and
+            `lowercase`; of "character", "word" and "bpe" also `min_frequency` (rarer ones are left
+            out).
 
     Raises:
-        InputError: an unknown kind, an option it does not read, a max_length below 2, one text
-            where several are expected, or no text to learn from.
+        InputError: an unknown kind, an option it does not read, a vocab_size that does not hold
+            every byte (bpe, unigram), a max_length below 2, one text where several are expected,
+            something among them that is no text, or no text to learn from.
 
     >>> tokenizer = train_tokenizer(["to be or not to be"], "word")
     >>> tokenizer("to see or not to see")["input_ids"]
@@ -247,8 +270,10 @@ def train_tokenizer(
     for name in ("vocab_size", "min_frequency"):
         if name in options and (not isinstance(options[name], int) or options[name] < 1):
             raise InputError(f"{name}={options[name]!r} is not a count; use a whole number above 0")
-    if not isinstance(max_length, int) or max_length < 2:
-        raise InputError(f"max_length={max_length!r} leaves no room for a text; use 2 or more")
+    if max_length is not None and (not isinstance(max_length, int) or max_length < 2):
+        raise InputError(
+            f"max_length={max_length!r} leaves no room for a text; use 2 or more, or None"
+        )
     if isinstance(texts, str | bytes):
         raise InputError(
             f"{texts!r:.40} is one text, whose letters would be learned; give a list of texts"
@@ -256,7 +281,9 @@ def train_tokenizer(
     if ngrams is not None and kind != "word":
         raise InputError(f"n-grams are parts of words; use kind='word' with them, not {kind!r}")
     tokenizer, trainer = KINDS[kind](**options)
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator(_checked(texts), trainer)
+    if kind == "unigram":
+        tokenizer.model = _in_order(tokenizer)
     special = {"pad_token": PAD, "unk_token": UNKNOWN, "bos_token": BEGIN}
     special = {n: t for n, t in special.items() if tokenizer.token_to_id(t) is not None}
     if tokenizer.get_vocab_size() == len(special):
@@ -278,7 +305,44 @@ def train_tokenizer(
     return NgramTokenizer(**settings, ngram_options=dataclasses.asdict(ngrams))
 
 
-def _blank(model: BPE | WordLevel, lowercase: bool) -> Tokenizer:
+def cuts(tokenizer: PreTrainedTokenizerFast) -> bool:
+    """Whether there is a length that the tokenizer cuts texts at."""
+    return tokenizer.model_max_length <= LARGE_INTEGER  # beyond, transformers takes it for none
+
+
+def _checked(texts: Iterable[Any]) -> Iterator[str]:
+    for number, text in enumerate(texts, 1):
+        if not isinstance(text, str):
+            raise InputError(f"text {number} is {text!r:.40}, no text; leave it out, or repair it")
+        yield text
+
+
+def _in_order(tokenizer: Tokenizer) -> Unigram:
+    """The unigram model of a tokenizer, the same for the same texts: the trainer's own differs from
+    run to run in the order of its pieces, in the last digits of their scores and in the scores of
+    the bytes that no text held, each 0.0001 above the one before."""
+    special: list[tuple[str, float]] = []
+    pieces: list[tuple[str, float]] = []
+    for piece, score in json.loads(tokenizer.to_str())["model"]["vocab"]:
+        (special if piece in (PAD, BEGIN) else pieces).append((piece, round(score, 6)))
+    least = min(score for _, score in pieces)
+    unseen = least + 0.0001 * (BYTES + 1)
+    found = [(p, least if len(p) == 1 and score < unseen else score) for p, score in pieces]
+    return Unigram([*special, *sorted(found, key=lambda each: (-each[1], each[0]))])
+
+
+def _blank_of_bytes(model: Model, vocab_size: int, lowercase: bool) -> Tokenizer:
+    if vocab_size < BYTES:
+        raise InputError(
+            f"vocab_size={vocab_size} cannot hold every byte; use {BYTES} or more, or kind='word'"
+        )
+    tokenizer = _blank(model, lowercase)
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = ByteLevelDecoder()
+    return tokenizer
+
+
+def _blank(model: Model, lowercase: bool) -> Tokenizer:
     """One spelling for what looks the same (Unicode NFC), before anything is split."""
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = Normalizers([NFC(), Lowercase()] if lowercase else [NFC()])

@@ -32,7 +32,7 @@ from tasks.text._lines import explain, read
 class Config(Classification):
     spec: Spec = "word_resnet6"
     """A net in resbackbones.SPECS with dims=1, as word_resnet6, vdcnn9 or dpcnn."""
-    tokenizer: Literal["word", "bpe", "character", "byte"] = "word"
+    tokenizer: Literal["word", "bpe", "unigram", "character", "byte"] = "word"
     """What a token is; its vocabulary is learned from the training texts."""
     vocab_size: int | None = None
     """Different tokens at most (as many as the kind of token usually has)."""

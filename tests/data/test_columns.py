@@ -69,6 +69,12 @@ def columns_of(given: Mapping[str, str | list[Any]], told: Any, kind: str | None
         ),
         ({"x": ["a.png", "b.png"], "y": "class"}, {}, "text", {"input": "x", "label": "y"}),
         (
+            {"question": "words", "answer": "words", "label": "class"},
+            {"pair": "Answer"},
+            None,
+            {"input": "question", "label": "label", "pair": "answer"},
+        ),
+        (
             {"audio": "encoded", "text": "words", "y": "class"},
             {},
             "text",
@@ -118,6 +124,30 @@ def test_columns_are_found_or_told(given: Any, told: Any, kind: Any, found: Any)
             {"input": "x"},
             "audio",
             "column 'x' of the given data set [train] cannot be read as audio",
+        ),
+        (
+            {"Text": [1, 2], "label": "class"},
+            {},
+            None,
+            "column 'Text' of the given data set [train] holds numbers, and cannot be read as an",
+        ),
+        (
+            {"note": [1.0, 2.5], "text": "words", "label": "class"},
+            {"input": "note"},
+            "text",
+            "column 'note' of the given data set [train] holds numbers, and cannot be read as text",
+        ),
+        (
+            {"a": "words", "b": "words", "label": "class"},
+            {"input": "a", "pair": "a"},
+            None,
+            "column 'a' of the given data set [train] is named as both texts of a pair",
+        ),
+        (
+            {"a": "words", "b": [1, 2], "label": "class"},
+            {"input": "a", "pair": "b"},
+            None,
+            "column 'b' of the given data set [train] holds numbers, and cannot be read as text",
         ),
     ],
 )

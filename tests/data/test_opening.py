@@ -272,13 +272,80 @@ def test_encodings_are_told(tmp_path: Path, encoding: str, ending: str) -> None:
     path.write_bytes(rows[ending].encode(encoding))
     source = open_dataset(path, encoding=encoding)
     assert source.dataset["text"][:] == ["x,a", "ünfug"]
-    if encoding != "utf-8-sig":
-        line = {"latin-1": {"csv": 3, "jsonl": 2}[ending], "utf-16": 1}[encoding]
+    if encoding == "latin-1":
         assert refused(lambda: open_dataset(path)) == (
-            f"line {line} of {path} is not UTF-8; say what it is with encoding "
-            "(--encoding latin-1, --encoding utf-16), or save the file as UTF-8"
+            f"line {dict(csv=3, jsonl=2)[ending]} of {path} is not UTF-8; say what it is with "
+            "encoding (--encoding latin-1, --encoding utf-16), or save the file as UTF-8"
         )
     assert "'latin-1', 'cp1252' or" in refused(lambda: open_dataset(path, encoding="latin-17"))
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig"])
+@pytest.mark.parametrize("name", ["x.csv", "x.jsonl", "x.txt", "a/x.txt", "x.csv.gz"])
+def test_what_a_file_says_of_its_encoding_is_heard(
+    tmp_path: Path, name: str, encoding: str
+) -> None:
+    contents = {
+        "x.csv": "text;label\nä,1;a\nx;b\ny;a\nz;b\n",
+        "x.jsonl": ('{"text": "ä,1", "label": "a"}\n' + '{"text": "x", "label": "b"}\n') * 2,
+        "x.txt": "ä,1\nx\n",
+        "a/x.txt": "ä,1",
+    }
+    data = contents[name.removesuffix(".gz")].encode(encoding)
+    write({tmp_path / name: gzip.compress(data) if name.endswith(".gz") else data})
+    write({tmp_path / f"b/{i}.txt": "x" for i in range(3)} if "/" in name else {})
+    target = NoTarget() if name == "x.txt" else None
+    where = tmp_path if "/" in name else tmp_path / name
+    assert open_dataset(where, target=target).dataset["text"][0] == "ä,1"
+    if target is None and "/" not in name:
+        note = "The text is utf-16, as its first bytes say"
+        assert (note in open_splits(where).notes) == (encoding == "utf-16")
+
+
+def test_a_line_in_another_encoding_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    lines = ['text,label\n"ä\nb",x\nc,y\n'.encode(), "dü,y\n".encode("latin-1"), b"e,x\n"]
+    path.write_bytes(b"".join(lines))
+    assert f"line 5 of {path} is not UTF-8; say what" in refused(lambda: open_dataset(path))
+    path.write_bytes("text,label\nä,x\n".encode("cp1252") + b"b\x81,y\n")
+    assert refused(lambda: open_dataset(path, encoding="cp1252")) == (
+        f"line 3 of {path} is not cp1252; say another with encoding (--encoding utf-8, --encoding "
+        "cp1252), or save the file as UTF-8"
+    )
+    path.write_bytes("text,label\nä,x\n".encode("utf-16") + b"\x00\xd8b\n")
+    assert f"line 3 of {path} is not utf-16" in refused(lambda: open_dataset(path))
+
+
+def test_a_row_is_on_the_line_where_an_editor_shows_it(tmp_path: Path) -> None:
+    long = "word " * 200_000  # a megabyte
+    write({tmp_path / "train_a.csv": f'text;label\n"a\n\nb";x\n  \n\nc;y\n"{long}";x\nd;\n'})
+    write({tmp_path / "train_b.csv": "text;label\r\ne;y\r\n;x\r\n"})
+    with pytest.warns(UserWarning, match=f"line 8 of {tmp_path / 'train_a.csv'} has no label"):
+        source = open_dataset(tmp_path, on_bad="skip")
+    assert source.dataset["text"][2] == long
+    lines = [("a", 2), ("a", 6), ("a", 7), ("b", 2), ("b", 3)]
+    expected = [f"line {line} of {tmp_path / f'train_{file}.csv'}" for file, line in lines]
+    assert [source.row_name(row) for row in range(len(source))] == expected
+    assert source.select([4, 1]).row_name(1) == expected[1]
+    told = refused(lambda: open_dataset(tmp_path))
+    assert told.startswith(f"line 8 of {tmp_path / 'train_a.csv'} has no label in column 'label'")
+
+
+def test_a_line_that_is_no_json_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    write({path: '{"text": "a", "label": 1}\n\n{"text": "b"\n'})
+    assert f"{path} cannot be opened (line 3 is no JSON: Expecting" in refused(
+        lambda: open_dataset(path)
+    )
+    write({path: '{"text": "a", "label": 1}\n{"text": "b", "label": null}\n'})
+    told = refused(lambda: open_dataset(path))
+    assert told.startswith(f"row 2 of {path} [train] has no label in column 'label'")
+
+
+def test_texts_in_compressed_files(tmp_path: Path) -> None:
+    for label in "ab":
+        write({tmp_path / label / "0.txt.gz": gzip.compress(f"ä {label}\r\n".encode())})
+    assert open_dataset(tmp_path).dataset["text"][:] == ["ä a\n", "ä b\n"]
 
 
 def test_groups_in_file_names(tmp_path: Path) -> None:
@@ -318,7 +385,8 @@ def test_files(tmp_path: Path, suffix: str) -> None:
     assert source.dataset["sentence"][:] == ["a,\tb", "NA", "null"]
     assert source.target.names == ("NA", "off", "on")
     assert source.columns == {"input": "sentence", "label": "intent"}
-    assert source.row_name(1) == f"row 2 of {path} [train]"
+    named = f"line 3 of {path}" if suffix in ("csv", "tsv") else f"row 2 of {path} [train]"
+    assert source.row_name(1) == named
 
 
 @pytest.mark.parametrize(

@@ -224,9 +224,28 @@ def test_what_was_found() -> None:
     assert open_splits(DatasetDict(train=rows, test=unlabelled(2, label=[0, 1]))).found() == (
         "90 items to train on, 10 for validation (held out: 10.0 % of train, stratified by label), "
         "2 to test on; 2 classes of 45 items each; 4 groups (column 'speaker'), too few to hold "
-        "any out. 2 items of test stand in train too (the first: row 1 of the given data set "
-        "[test])."
+        "any out. 2 items of test, case and blanks aside, stand in train too (the first: row 1 of "
+        "the given data set [test])."
     )
+
+
+def test_repeated_texts_are_counted_whatever_their_case_and_blanks() -> None:
+    train = ["A film", " a  FILM\n", "a film", "one", "one ", "two", "", ""]
+    rows = Dataset.from_dict({"text": train, "label": [0, 1] * 4})
+    other = Dataset.from_dict({"text": ["Two", "three", "a\tfilm", ""], "label": [0, 1] * 2})
+    found = open_splits(DatasetDict(train=rows, validation=other, test=other.select([1]))).found()
+    named = "row 1 of the given data set"
+    assert (
+        "3 items of train repeat others of it, case and blanks aside (the most frequent " in found
+    )
+    assert f"stands there 3 times: {named} [train]). 2 items of validation, case and" in found
+    assert f"aside, stand in train too (the first: {named} [validation])" in found
+    assert "1 item of test, case and blanks aside, stands in validation too" in found
+    assert "of validation repeat" not in found and "in train too (the first: row 2" not in found
+    told = {"input": "text", "pair": "pair"}
+    twos = rows.add_column("pair", [*"xxyabcde"])
+    pairs = open_splits(DatasetDict(train=twos, validation=twos.select([2, 3])), columns=told)
+    assert "1 item of train repeats another of it, case" in pairs.found()
 
 
 def test_repeated_items_are_counted(tmp_path: Path) -> None:

@@ -1,15 +1,20 @@
 """Tokenizers of every kind: learned alike, saved and loaded alike, and nothing they cannot take."""
 
+import json
+import re
+import unicodedata
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from resbackbones.errors import InputError
 from resbackbones.text import Ngrams, NgramTokenizer, train_tokenizer
-from resbackbones.text.tokenizer import KINDS
+from resbackbones.text.tokenizer import KINDS, cuts
 
 TEXTS = ["Who wrote it?", "what is a café", "How far is it to Zürich?", "who is it"] * 2
 ODD = ["", " ", "\n\t", "[PAD] [BOS] it", "日本語 🙂", "who\u0301", "x" * 500, "it it it"]
@@ -48,11 +53,38 @@ def test_an_empty_text_is_one_token_and_special_tokens_are_text(name: str) -> No
     assert batch["attention_mask"].sum(1).tolist() == [1, len(tokenizer("who is")["input_ids"])]
 
 
-@pytest.mark.parametrize("kind", ["byte", "bpe"])
-def test_bytes_spell_any_text(kind: str) -> None:
-    tokenizer = train_tokenizer(TEXTS, kind)
-    for text in ("日本語 🙂\x00\n", "  two  spaces ", *TEXTS):
-        assert tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) == text
+OF_BYTES = {kind: train_tokenizer(TEXTS, kind) for kind in ("byte", "bpe", "unigram")}
+
+
+@pytest.mark.parametrize("kind", OF_BYTES)
+@settings(max_examples=50, deadline=None)
+@given(text=st.text())
+@example(text="日本語 🙂\x00\n")
+@example(text="  two  spaces ")
+@example(text="[PAD] [BOS]")
+def test_bytes_spell_any_text(kind: str, text: str) -> None:
+    """To the byte; of the learned pieces, in the one spelling of what looks the same."""
+    tokenizer = OF_BYTES[kind]
+    ids = tokenizer(text)["input_ids"]
+    written = tokenizer.decode(ids, skip_special_tokens=True)
+    assert written == (text if kind == "byte" else unicodedata.normalize("NFC", text))
+    assert kind != "byte" or len(ids) == 1 + len(text.encode())
+
+
+def test_a_unigram_model_cuts_a_word_into_its_most_likely_pieces() -> None:
+    texts = ["reading writing walking talking sing read write walk talk eat eating"] * 20
+    tokenizer = train_tokenizer(texts, "unigram")
+    scores = dict(json.loads(tokenizer.backend_tokenizer.to_str())["model"]["vocab"])
+
+    def best(word: str) -> float:
+        cuts = range(1, len(word) + 1)
+        return max((scores.get(word[:n], -1e9) + best(word[n:]) for n in cuts), default=0.0)
+
+    for word in ("talking", "writing", "eats"):
+        pieces = tokenizer.convert_ids_to_tokens(tokenizer(f" {word}")["input_ids"])[1:]
+        assert sum(scores[piece] for piece in pieces) == pytest.approx(best(f"Ġ{word}"))
+        assert len(pieces) < len(word)
+    assert scores["ÿ"] == scores["Z"] == min(scores.values())  # of bytes that no text held
 
 
 def test_what_a_token_is() -> None:
@@ -72,6 +104,7 @@ def test_what_a_token_is() -> None:
 def test_the_vocabulary_is_no_larger_than_asked() -> None:
     assert len(train_tokenizer(TEXTS, "word", vocab_size=6)) == 6
     assert len(train_tokenizer(TEXTS, "bpe", vocab_size=262)) == 262
+    assert len(train_tokenizer(TEXTS, "unigram", vocab_size=259)) == 259
     assert len(train_tokenizer(TEXTS, "byte")) == 258
 
 
@@ -114,6 +147,9 @@ def test_ngrams_in_batches_of_any_form() -> None:
         ({"kind": "word", "vocab_size": 0}, "vocab_size=0 is not a count"),
         ({"max_length": 1}, "max_length=1 leaves no room"),
         ({"max_length": "9"}, "max_length='9' leaves no room"),
+        ({"kind": "bpe", "vocab_size": 257}, "vocab_size=257 cannot hold every byte; use 258 or"),
+        ({"kind": "unigram", "vocab_size": 10}, "cannot hold every byte"),
+        ({"kind": "unigram", "min_frequency": 2}, "no option 'min_frequency'"),
         ({"kind": "bpe", "ngrams": Ngrams()}, "use kind='word' with them, not 'bpe'"),
     ],
     ids=str,
@@ -134,6 +170,12 @@ def test_one_text_is_no_list_of_texts() -> None:
         train_tokenizer("who is it", "word")
 
 
+@pytest.mark.parametrize("what", [None, 7, b"who", ["who"]], ids=str)
+def test_what_is_no_text_is_named(what: Any) -> None:
+    with pytest.raises(InputError, match=f"^text 2 is {re.escape(repr(what))}, no text"):
+        train_tokenizer(["who", what, "is"], "word")
+
+
 @pytest.mark.parametrize("name", WITH_NGRAMS)
 def test_texts_are_cut_where_training_cut_them(name: str, tmp_path: Path) -> None:
     tokenizer = train_tokenizer(TEXTS, max_length=3, **WITH_NGRAMS[name])
@@ -147,6 +189,33 @@ def test_texts_are_cut_where_training_cut_them(name: str, tmp_path: Path) -> Non
         assert each("what is a café", truncation=True, max_length=4)["input_ids"] == whole[:4]
 
 
+@pytest.mark.parametrize("name", WITH_NGRAMS)
+def test_texts_of_any_length_are_read_whole(name: str, tmp_path: Path) -> None:
+    train_tokenizer(TEXTS, **WITH_NGRAMS[name]).save_pretrained(tmp_path)
+    loaded = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert not cuts(loaded) and loaded.decode(loaded("it " * 3000)["input_ids"]).count("it") == 3000
+
+
+@pytest.mark.parametrize("name", WITH_NGRAMS)
+def test_a_pair_is_one_text_then_the_other(name: str) -> None:
+    tokenizer = train_tokenizer(TEXTS, **WITH_NGRAMS[name])
+    pair = tokenizer("who is it", "what is it?")
+    for key, value in pair.items():
+        assert value == tokenizer("who is it")[key] + tokenizer("what is it?")[key]
+    batch = dict(tokenizer(["who is it", ""], ["what is it?", "it"]))
+    assert batch == dict(tokenizer([("who is it", "what is it?"), ["", "it"]]))
+    assert {key: value[0] for key, value in batch.items()} == dict(pair)
+    one = tokenizer("who is it", "what is it?", return_tensors="pt")
+    assert one["input_ids"].tolist() == [pair["input_ids"]]
+
+
+def test_the_longer_of_a_pair_is_cut() -> None:
+    tokenizer = train_tokenizer(TEXTS, "word", max_length=6, ngrams=Ngrams(most=3))
+    pair = tokenizer("who is", "what is a who is it")
+    assert pair["input_ids"] == tokenizer("who is")["input_ids"] + tokenizer("what is")["input_ids"]
+    assert pair["ngram_ids"][-1] == tokenizer("is")["ngram_ids"][-1]
+
+
 def test_wrong_ngrams_are_refused() -> None:
     with pytest.raises(InputError, match="buckets=0"):
         Ngrams(buckets=0)
@@ -154,8 +223,8 @@ def test_wrong_ngrams_are_refused() -> None:
         Ngrams(shortest=6)
 
 
-def test_ngrams_need_whole_single_texts() -> None:
+def test_ngrams_need_whole_texts() -> None:
     tokenizer = train_tokenizer(TEXTS, "word", ngrams=Ngrams())
-    for options in ({"text_pair": "b"}, {"is_split_into_words": True}):
-        with pytest.raises(InputError, match="takes whole single texts"):
-            tokenizer("a", **options)
+    for option in ("is_split_into_words", "return_overflowing_tokens"):
+        with pytest.raises(InputError, match="takes whole texts"):
+            tokenizer("a", **{option: True})
