@@ -320,15 +320,15 @@ def test_a_row_is_on_the_line_where_an_editor_shows_it(tmp_path: Path) -> None:
     long = "word " * 200_000  # a megabyte
     write({tmp_path / "train_a.csv": f'text;label\n"a\n\nb";x\n  \n\nc;y\n"{long}";x\nd;\n'})
     write({tmp_path / "train_b.csv": "text;label\r\ne;y\r\n;x\r\n"})
-    with pytest.warns(UserWarning, match=f"line 8 of {tmp_path / 'train_a.csv'} has no label"):
+    with pytest.warns(UserWarning, match=f"line 9 of {tmp_path / 'train_a.csv'} has no label"):
         source = open_dataset(tmp_path, on_bad="skip")
     assert source.dataset["text"][2] == long
-    lines = [("a", 2), ("a", 6), ("a", 7), ("b", 2), ("b", 3)]
+    lines = [("a", 2), ("a", 7), ("a", 8), ("b", 2), ("b", 3)]
     expected = [f"line {line} of {tmp_path / f'train_{file}.csv'}" for file, line in lines]
     assert [source.row_name(row) for row in range(len(source))] == expected
     assert source.select([4, 1]).row_name(1) == expected[1]
     told = refused(lambda: open_dataset(tmp_path))
-    assert told.startswith(f"line 8 of {tmp_path / 'train_a.csv'} has no label in column 'label'")
+    assert told.startswith(f"line 9 of {tmp_path / 'train_a.csv'} has no label in column 'label'")
 
 
 def test_a_line_that_is_no_json_is_named(tmp_path: Path) -> None:
