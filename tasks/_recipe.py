@@ -149,14 +149,17 @@ class Recipe(Options):
         splits = ("test", "validation", "train")
         return open_dataset(str(self.data), splits, **self._opening(kind, target))
 
-    def _opening(self, kind: str, target: Target) -> dict[str, Any]:
-        columns = {
+    def columns(self, target: Target) -> dict[str, str | None]:
+        """Role -> column, None to find it."""
+        return {
             "input": self.input_column,
             target.role or "label": self.label_column,
             "group": self.group_column,
         }
+
+    def _opening(self, kind: str, target: Target) -> dict[str, Any]:
         return {
-            "columns": columns,
+            "columns": self.columns(target),
             "target": target,
             "kind": kind,
             "on_bad": self.on_bad,

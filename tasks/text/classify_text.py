@@ -16,20 +16,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 from resbackbones.core.zoo import resolve
-from resbackbones.data import Source, joined
+from resbackbones.data import Source, Target, joined
 from resbackbones.errors import InputError
-from resbackbones.text import Embedding, Ngrams, TextItems, train_tokenizer
+from resbackbones.text import Embedding, Ngrams, TextItems, load_vectors, train_tokenizer
 from resbackbones.text import ResidualForSequenceClassification as Model
 from resbackbones.train.options import Arguments, Keep, Kind, Schedule
 from tasks._classification import Classification
 from tasks._recipe import Experiment, Spec, Task, each
 from tasks._using import run
-from tasks.text._baseline import baseline
+from tasks.text._baseline import baseline, texts
 from tasks.text._lines import explain, read
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Classification):
+    pair_column: str | None = None
+    """The column of the second texts, where each item is a pair of them."""
     spec: Spec = "word_resnet6"
     """A net in resbackbones.SPECS with dims=1, as word_resnet6, vdcnn9 or dpcnn."""
     tokenizer: Literal["word", "bpe", "unigram", "character", "byte"] = "word"
@@ -38,6 +40,9 @@ class Config(Classification):
     """Different tokens at most (as many as the kind of token usually has)."""
     ngrams: bool = True
     """Add the character n-grams of each word to its vector (tokenizer word)."""
+    vectors: Path | None = None
+    """Start from word vectors: a file of GloVe, fastText or word2vec, or the folder of a static
+    embedding model; the net takes their width (tokenizer word)."""
     max_length: int = 256
     """Tokens of a text at most; the rest is cut off, and how often is said."""
     dropout: float = 0.5
@@ -70,6 +75,9 @@ class Config(Classification):
     def arm(self) -> str:
         return super().arm + ("-all-rows" if self.all_rows else "")
 
+    def columns(self, target: Target) -> dict[str, str | None]:
+        return {**super().columns(target), "pair": self.pair_column}
+
 
 def experiment(config: Config) -> Experiment:
     spec = resolve(config.spec, skip=config.skip)
@@ -84,7 +92,7 @@ def experiment(config: Config) -> Experiment:
     options: dict[str, Any] = {"lowercase": True} if words else {}
     tokenizer = train_tokenizer(
         # A row without a text is the items' to name.
-        (text for text in source.dataset[source.columns["input"]] if text is not None),
+        (text for column in texts(source) for text in column if text is not None),
         config.tokenizer,
         ngrams=Ngrams() if words and config.ngrams else None,
         max_length=config.max_length,
@@ -93,18 +101,28 @@ def experiment(config: Config) -> Experiment:
     train, validation, test = each(
         replace(splits, train=source), lambda part: items(config, part, tokenizer)
     )
-    build = partial(
+    vectors = None if config.vectors is None else load_vectors(config.vectors, tokenizer)
+    if vectors is not None:
+        spec = replace(spec, in_channels=vectors.values.shape[1])
+    make = partial(
         Model.build,
-        spec,
         labels=splits.train.target.names,
         problem_type=config.problem_type,
         processor=tokenizer,
         head={"pooling": "mean_max", "dropout": config.dropout},
         embedding=Embedding(config.embedding_dropout, config.word_dropout),
     )
+
+    def build(**changes: Any) -> Model:
+        model = make(spec, **changes)
+        if vectors is not None:
+            vectors.copy_into(model)
+        return model
+
     chosen_by = None if config.all_rows else validation
     short, middle, long = (train.lengths.sort().values[[0, len(train) // 2, -1]]).tolist()
     found = f"{len(tokenizer):,} tokens; texts of {short} to {long}, half of them up to {middle}."
+    found += f" {vectors}." if vectors is not None else ""
     simple = partial(baseline, train, chosen_by, test)
     weighed = config.weighing(build, train)
     return Experiment(splits, train, chosen_by, test, weighed, simple, found)

@@ -13,8 +13,10 @@ import transformers
 
 from resbackbones.errors import InputError
 from resbackbones.report import load_records
+from resbackbones.text import ResidualForSequenceClassification
 from tasks import _recipe
 from tasks._using import run
+from tasks.text import classify_text
 from tasks.text.classify_text import TASK
 
 # Two steps teach nothing, and fit says so.
@@ -25,6 +27,33 @@ SPEED += ["--least-updates", "1"]
 
 def classify(*arguments: object) -> None:
     run(TASK, [str(argument) for argument in arguments])
+
+
+def test_pairs_of_texts_are_told_by_both_of_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    firsts = ["who is it", "where is it"] * 40
+    seconds = ["yes it is", "yes it is", "no never", "no never"] * 20
+    table = {"one": firsts, "two": seconds, "label": [text[:1] for text in seconds]}
+    pandas.DataFrame(table).to_csv(tmp_path / "pairs.csv", index=False)
+    given = ["--data", tmp_path / "pairs.csv", "--input-column", "one", "--pair-column", "two"]
+    classify(*given, "--output", tmp_path / "out", "--folds", "0", *SPEED)
+    model = ResidualForSequenceClassification.from_pretrained(tmp_path / "out" / "seed-0" / "model")
+    assert {"who", "never"} <= set(model.processor.get_vocab())
+    assert re.search(r"TF-IDF \+ linear SVC *\| *100\.0 %", capsys.readouterr().out)
+
+
+def test_an_embedding_starts_from_vectors(
+    questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vectors = tmp_path / "vectors.txt"
+    vectors.write_text("who 1 2 3 4\nwhere -1 -2 -3 -4\n")
+    config = classify_text.Config(data=str(questions), vectors=vectors, device="cpu")
+    made = classify_text.experiment(config)
+    assert "words have a vector." in made.found
+    model = made.build()
+    rows = model.processor.convert_tokens_to_ids(["who", "where"])
+    assert model.embedding.tokens.weight[rows].tolist() == [[1, 2, 3, 4], [-1, -2, -3, -4]]
 
 
 def test_trains_saves_records_and_says_how_to_go_on(
