@@ -4,9 +4,9 @@
         --ignore 11 --classes sky building pole road pavement tree sign fence car pedestrian \\
         bicyclist --record
 
-is some 37,000 crops of 192x256 pixels, at a tenth of a second of one core each where there is
-bfloat16 (EPYC): about half an hour on two. CamVid-JPEG is CamVid re-encoded with losses, on whose
-test split a random forest on pixels reaches a mean IoU of 29.7 %.
+reached a mean IoU of 52.8 % on the test split (a random forest on pixels: 29.7 %) from random
+weights, in 29 minutes on two cores of an EPYC with bfloat16. CamVid-JPEG is CamVid re-encoded with
+losses.
 
 The data are images and a mask for each, whose numbers are the classes. Images are brought to a
 size, masks are not: what is reported is of all their pixels. Without a validation split, 10 % of

@@ -142,7 +142,7 @@ def test_a_label_outside_the_range_is_named(
     table.loc[5, "label"] = 7
     table.to_csv(questions / "train.csv", index=False)
     error = refused(classify, "--data", questions, "--output", tmp_path / "out", *SPEED)
-    assert "7" in error and "row 6" in error
+    assert "7" in error and "line 7" in error
 
 
 def test_rows_without_a_text_are_named_or_counted(
@@ -152,7 +152,7 @@ def test_rows_without_a_text_are_named_or_counted(
     table.loc[3, "text"] = None
     table.to_csv(questions / "test.csv", index=False)
     arguments = ["--data", questions, "--output", tmp_path / "out", *SPEED]
-    assert "row 4" in refused(classify, *arguments)
+    assert "line 5" in refused(classify, *arguments)
     classify(*arguments, "--on-bad", "skip")
     assert "left out 1 bad item" in capsys.readouterr().out
 
@@ -246,9 +246,9 @@ def test_a_label_that_the_model_does_not_know_is_named_with_its_row(
     table.to_csv(questions / "animals.csv", index=False)
     given = ["--evaluate", saved, "--data", questions / "animals.csv"]
     error = refused(classify, *given)
-    assert "row 3" in error and "(and 1 more)" in error
+    assert "line 4" in error and "(and 1 more)" in error
     assert "is of the class 'animal', which the model does not know, only 'person', 'pl" in error
-    with pytest.warns(UserWarning, match=r"2 of the 8 rows of .* cannot be used \(row 3 of"):
+    with pytest.warns(UserWarning, match=r"2 of the 8 rows of .* cannot be used \(line 4 of"):
         classify(*given, "--on-bad", "skip")
     assert "on 6 items of" in capsys.readouterr().out
 

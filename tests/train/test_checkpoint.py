@@ -314,16 +314,22 @@ def test_a_signal_waits_until_the_state_is_written(
     save = torch.save
 
     def interrupted(state: object, file: Any) -> None:
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
         save(state, file)
         written.append(Path(file.name))
 
+    def stop(number: int, _: object) -> None:
+        raise KeyboardInterrupt(number)
+
     monkeypatch.setattr(torch, "save", interrupted)
-    usual = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
-        checkpoint.save(tmp_path, 1, {}, {"x": torch.zeros(3)})
+    usual = signal.signal(signal.SIGTERM, stop)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            checkpoint.save(tmp_path, 1, {}, {"x": torch.zeros(3)})
+        assert signal.getsignal(signal.SIGTERM) is stop
+    finally:
+        signal.signal(signal.SIGTERM, usual)
     assert len(written) == 1 and not list(tmp_path.iterdir())
-    assert signal.getsignal(signal.SIGINT) is usual
 
 
 def test_options_say_when_to_save(tmp_path: Path) -> None:
