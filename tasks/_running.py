@@ -19,10 +19,10 @@ from transformers.utils import logging
 from resbackbones import report
 from resbackbones.errors import InputError
 from resbackbones.train import Diverged
+from resbackbones.train.checkpoint import SIGNALS
 from tasks import _arguments
 
 RUNS = Path("runs")
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 C = TypeVar("C")

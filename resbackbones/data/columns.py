@@ -74,6 +74,11 @@ class Source:
     numbers: Tensor | None = field(default=None, compare=False, repr=False)
     place: Callable[[int], str | None] | None = field(default=None, compare=False, repr=False)
 
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The roles of what an item is told by: "input" and, where it is two texts, "pair"."""
+        return ("input", "pair") if "pair" in self.columns else ("input",)
+
     def __len__(self) -> int:
         return len(self.dataset)
 

@@ -161,7 +161,7 @@ def _is_text(source: Source) -> bool:
 def _spelled(source: Source) -> Iterator[bytes | None]:
     """For each row, what its text, or both of its texts, have in common with those that differ in
     case and blanks alone; None where it is empty."""
-    columns = [source.columns[role] for role in ("input", "pair") if role in source.columns]
+    columns = [source.columns[role] for role in source.inputs]
     for start in range(0, len(source), 1024):
         part = slice(start, start + 1024)
         for texts in zip(*(plain_values(source.dataset, c, part) for c in columns), strict=True):

@@ -51,8 +51,7 @@ class TextItems(Items):
         on_bad: Literal["error", "skip"] = "error",
     ) -> None:
         super().__init__()
-        roles = ("input", "pair") if "pair" in source.columns else ("input",)
-        found = read(source, _texts, on_bad, roles=roles)
+        found = read(source, _texts, on_bad, roles=source.inputs)
         self.source, self.rows, self.skipped = source, found.rows, found.skipped
         self.labels = source.targets()[found.rows]
         self.truncated = 0

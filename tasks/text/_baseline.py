@@ -9,13 +9,12 @@ from resbackbones.metrics import Confusion, MultiLabel
 from resbackbones.text import TextItems
 from tasks._baseline import answers, fitted, quality
 
-ROLES = ("input", "pair")
 STRENGTHS = (0.1, 0.3, 1.0, 3.0)  # of the baseline's fit (C), from loose to firm
 
 
 def texts(source: Source) -> list[Sequence[str | None]]:
     """A source's texts, a column of them or, of pairs, two."""
-    return [source.dataset[source.columns[role]] for role in ROLES if role in source.columns]
+    return [source.dataset[source.columns[role]] for role in source.inputs]
 
 
 def baseline(
