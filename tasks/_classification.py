@@ -34,8 +34,8 @@ class Classification(Recipe):
             object.__setattr__(self, "metric", "mean_average_precision")
 
     @property
-    def arm(self) -> str:
-        return super().arm + ("-balanced" if self.class_weights == "balanced" else "")
+    def variant(self) -> str:
+        return super().variant + ("-balanced" if self.class_weights == "balanced" else "")
 
     @property
     def problem_type(self) -> str | None:

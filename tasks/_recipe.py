@@ -7,7 +7,7 @@ saved model is used for stands in `_using.py`.
 
 import math
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -135,7 +135,12 @@ class Recipe(Options):
     def arm(self) -> str:
         """What was trained, in a table."""
         name = self.spec if isinstance(self.spec, str) else "net"
-        return name if self.skip == "identity" else f"{name}-plain"
+        return name + self.variant + ("-plain" if self.skip == "none" else "")
+
+    @property
+    def variant(self) -> str:
+        """What else tells its training from the usual one, for that name."""
+        return ""
 
     def open(self, kind: str, target: Target | None = None) -> Splits:
         """The splits of the data; `kind` is "image", "audio" or "text", the target `Classes()`."""
@@ -181,6 +186,8 @@ class Experiment:
         baseline: the strongest cheap one on the same rows: its name, and a metric that has counted
             its answers.
         found: what there is to say of the items before training: sizes, durations, lengths.
+        finish: what is still done to a trained model before it is measured and saved.
+        most_epochs: what these items take at most; None for as many as the configuration has.
     """
 
     splits: Splits
@@ -190,6 +197,8 @@ class Experiment:
     build: Callable[..., Any]
     baseline: Callable[[], tuple[str, Metric]]
     found: str
+    finish: Callable[[Any], None] | None = None
+    most_epochs: int | None = None
 
     @property
     def skipped(self) -> list[str]:
@@ -223,6 +232,7 @@ class Task:
         target: what a model is measured on.
         answer: from a model to what it makes of an input, as cells of a table by their headings.
         predicted: what else is made of a configuration, a model and the inputs that it answered.
+        remarks: what else there is to say of a metric, in sentences.
     """
 
     name: str
@@ -238,6 +248,7 @@ class Task:
     target: Callable[[Any], Target] = known_target
     answer: Callable[[Any], Callable[[Any], Mapping[str, str]]] = name_classes
     predicted: Callable[[Any, Any, Sequence[Any]], None] | None = None
+    remarks: Callable[[Any], Iterable[str]] = lambda metric: ()
 
     def figure(self, metrics: Mapping[str, float]) -> str:
         """The one of a metric's figures that is recorded."""
@@ -255,7 +266,7 @@ def train(task: Task, config: Recipe) -> None:
     try:
         made = task.experiment(config)
         found(made, say)
-        config = longer(config, len(made.train), world, say)
+        config = fitting(config, made, world, say)
         parts = folds(task, config, made, say)
         say("the baseline …", flush=True)
         baseline = world.once(lambda: together([part.baseline() for part in parts or [made]]))
@@ -340,7 +351,10 @@ def one_seed(
                 print(_running.wrapped("; ".join(told)), flush=True)
         if config.freeze:
             model.freeze_backbone()
-        return model, fit(model, part.train, validation, replace(config, output=output, seed=seed))
+        result = fit(model, part.train, validation, replace(config, output=output, seed=seed))
+        if part.finish is not None:
+            part.finish(model)
+        return model, result
 
     measure = partial(evaluate, batch_size=config.evaluation_batch_size, budget=config.budget)
     model, result = trained(made, made.validation, place)
@@ -357,21 +371,26 @@ def one_seed(
     return Run(seed, metric, result)
 
 
-def longer(config: Recipe, items: int, world: World, say: Callable[..., None]) -> Recipe:
-    """As many epochs as `least_steps` updates take, if those of the configuration are fewer; then
-    as many evaluations and checkpoints as it has epochs."""
+def fitting(config: Recipe, made: Experiment, world: World, say: Callable[..., None]) -> Recipe:
+    """As many epochs as the items take: no more than `most_epochs`, but what `least_steps` updates
+    need; of more than the configuration has, as many evaluations and checkpoints as of those."""
+    items, asked = len(made.train), config.epochs
     size = config.fitting_batch(items, world.size) * config.accumulate * world.size
-    epochs = math.ceil(config.least_steps / math.ceil(items / size))
-    if epochs <= config.epochs:
-        return config
-    say(f"{epochs} epochs: {config.epochs} of {items} items are too few updates (--least-steps)")
-    every = math.ceil(epochs / config.epochs)
-    return replace(
-        config,
-        epochs=epochs,
-        evaluate_every=config.evaluate_every * every,
-        checkpoint_every=config.checkpoint_every * every,
-    )
+    least = math.ceil(config.least_steps / math.ceil(items / size))
+    if least > asked:
+        say(f"{least} epochs: {asked} of {items} items are too few updates (--least-steps)")
+        every = math.ceil(least / asked)
+        return replace(
+            config,
+            epochs=least,
+            evaluate_every=config.evaluate_every * every,
+            checkpoint_every=config.checkpoint_every * every,
+        )
+    most = max(least, made.most_epochs or asked)
+    if most < asked:
+        say(f"{most} epochs: {asked} of texts so long are not worth their time (--most-tokens)")
+        return replace(config, epochs=most)
+    return config
 
 
 def _silence(*_: object, **__: object) -> None:
@@ -406,7 +425,7 @@ def conclude(
         f"\n{report.format_count(parameters)} parameters, {report.format_count(macs)} MACs per "
         f"item; training {seconds:.0f} s per seed"
     )
-    for line in remarks(figure, runs, baseline, made.skipped):
+    for line in [*task.remarks(runs[0].metric), *remarks(figure, runs, baseline, made.skipped)]:
         print(_running.wrapped(line))
     write_results(folder / "results.json", runs, baseline)
     if config.record:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -18,7 +18,12 @@ from transformers import (
 
 import resbackbones as rb
 from resbackbones import report
-from resbackbones.text import Ngrams, ResidualForSequenceClassification, train_tokenizer
+from resbackbones.text import (
+    Ngrams,
+    ResidualForSequenceClassification,
+    TfidfClassifier,
+    train_tokenizer,
+)
 from tasks.text import classify_text
 from tasks.text._peers import KimCNN
 
@@ -26,6 +31,7 @@ TOKENS = (32, 128, 512)  # per text
 BATCHES = (1, 32)
 VOCABULARY = 30_000
 LABELS = ("negative", "positive")
+WHOLE = "from text, with TF-IDF"
 
 Seconds = Mapping[str, Sequence[float]]
 
@@ -57,28 +63,39 @@ def turns(device: str) -> Iterator[tuple[tuple[int, int], int, dict[str, Callabl
     """Per batch and length, `(B, T)`: the multiply-adds of a round, and one evaluation of each."""
     nets = {name: net.to(device) for name, net in classifiers().items()}
     tokenizer: Any = nets["ours"].processor
-    known = sorted(tokenizer.get_vocab())
+    known = sorted(set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens))
     draw = random.Random(0)
+    some = [" ".join(draw.choices(known, k=64)) for _ in range(100)]
+    tfidf = TfidfClassifier.fit(some, torch.arange(100) % 2, 2)
 
-    def call(net: nn.Module, inputs: Mapping[str, torch.Tensor]) -> Callable[[], object]:
+    def call(net: nn.Module, inputs: Mapping[str, Tensor]) -> Callable[[], object]:
         @torch.inference_mode()
         def evaluate() -> object:
             return net(**inputs)
 
         return evaluate
 
+    def whole(texts: Sequence[str], tokens: int) -> Callable[[], object]:
+        @torch.inference_mode()
+        def answer() -> object:
+            given = tokenizer(texts, max_length=tokens, truncation=True, return_tensors="pt")
+            return nets["ours"](**given.to(device)).logits.cpu() + tfidf.logits(texts)
+
+        return answer
+
     for tokens in TOKENS:
         macs = 0
         for batch in BATCHES:
             texts = [" ".join(draw.choices(known, k=tokens)) for _ in range(batch)]
-            given = tokenizer(texts, max_length=tokens, return_tensors="pt").to(device)
+            given = tokenizer(texts, max_length=tokens, truncation=True, return_tensors="pt")
+            given = given.to(device)
             plain = {name: given[name] for name in ("input_ids", "attention_mask")}
             plain["input_ids"] = plain["input_ids"].clamp(max=VOCABULARY - 1)
             inputs = {name: given if name == "ours" else plain for name in nets}
             if not macs:
                 macs = sum(rb.count_macs(nets[name], dict(inputs[name])) for name in nets) // batch
             found = {name: call(net, inputs[name]) for name, net in nets.items()}
-            yield (batch, tokens), batch * macs, found
+            yield (batch, tokens), batch * macs, found | {WHOLE: whole(texts, tokens)}
 
 
 def table(timings: Sequence[tuple[tuple[int, ...], Seconds, Seconds]], close: str) -> list[str]:

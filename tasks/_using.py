@@ -65,9 +65,9 @@ def measure(task: Task, config: Recipe, saved: Path) -> None:
         print(f"\n{saved} on {len(items):,} items of {source.name}\n")
         print(report.markdown_table(header(metrics), [cells(list(metrics), metrics)], left=0))
         print(f"\n{class_table(metric)}\n")
-        said: list[str] = []
+        said = [*task.remarks(metric)]
         if isinstance(metric, Confusion):
-            said = [*mistakes(metric), *how_well_known(metric)]
+            said += [*mistakes(metric), *how_well_known(metric)]
         for line in [*said, *left_out(getattr(items, "skipped", []))]:
             print(_running.wrapped(line))
 

@@ -15,7 +15,12 @@ from torch.export import Dim
 
 import resbackbones as rb
 from resbackbones.speech import ResidualForAudioClassification
-from resbackbones.text import Ngrams, ResidualForSequenceClassification, train_tokenizer
+from resbackbones.text import (
+    Ngrams,
+    ResidualForSequenceClassification,
+    TfidfClassifier,
+    train_tokenizer,
+)
 from resbackbones.vision import ResidualForImageClassification
 
 
@@ -44,8 +49,13 @@ def speech() -> tuple[Any, Any, Any]:
     return model, example, sizes | {"attention_mask": {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}}
 
 
-def text(spec: str, ngrams: Ngrams | None = None, **changes: Any) -> tuple[Any, Any, Any]:
-    tokenizer = train_tokenizer(["who is it", "where is it"], "word", ngrams=ngrams)
+def text(
+    spec: str, ngrams: Ngrams | None = None, tfidf: bool = False, **changes: Any
+) -> tuple[Any, Any, Any]:
+    texts = ["who is it", "where is it"]
+    tokenizer = train_tokenizer(texts, "word", ngrams=ngrams)
+    if tfidf:
+        tokenizer.tfidf = TfidfClassifier.fit(texts, torch.arange(2), 3)
     head = changes.pop("head", {"pooling": "mean_max"})
     model = ResidualForSequenceClassification.build(
         spec, num_labels=3, processor=tokenizer, head=head, **changes
@@ -57,10 +67,13 @@ def text(spec: str, ngrams: Ngrams | None = None, **changes: Any) -> tuple[Any, 
         if ngrams is not None:
             rows = torch.randint(ngrams.buckets, (batch, size, ngrams.most))
             inputs["ngram_ids"] = rows * inputs["attention_mask"][:, :, None]
+        if tfidf:
+            inputs["tfidf_logits"] = torch.randn(batch, 3)
         return inputs
 
     sizes: dict[str, dict[int, Any]] = {
-        name: {0: Dim.DYNAMIC, 1: Dim.DYNAMIC} for name in example(1, 1)
+        name: {0: Dim.DYNAMIC} if name == "tfidf_logits" else {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}
+        for name in example(1, 1)
     }
     return model, example, sizes
 
@@ -71,6 +84,7 @@ CASES = {
     "matchboxnet_3x1": speech,
     "dpcnn": lambda: text("dpcnn"),
     "word_resnet6": lambda: text("word_resnet6", Ngrams(buckets=50, most=4)),
+    "word_resnet6, TF-IDF": lambda: text("word_resnet6", tfidf=True),
     "vdcnn9, k-max": lambda: text("vdcnn9", downsample="k_max", skip="none"),
     "k_max": lambda: text("dpcnn", head={"pooling": "k_max"}),
     "attentive": lambda: text("dpcnn", head={"pooling": "attentive"}),

@@ -9,6 +9,7 @@ from resbackbones.text.models import (
     ResidualForSequenceClassification,
     ResidualTextConfig,
 )
+from resbackbones.text.tfidf import TfidfClassifier, choose_share
 from resbackbones.text.tokenizer import Ngrams, NgramTokenizer, TextTokenizer, train_tokenizer
 from resbackbones.text.vectors import WordVectors, load_vectors
 
@@ -27,9 +28,11 @@ __all__ = [
     "ResidualTextConfig",
     "TextItems",
     "TextTokenizer",
+    "TfidfClassifier",
     "WordVectors",
     "attribute",
     "attribution_page",
+    "choose_share",
     "load_vectors",
     "train_tokenizer",
 ]

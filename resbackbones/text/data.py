@@ -34,6 +34,7 @@ class TextItems(Items):
         rows: row of each item in the source.
         skipped: the bad ones, "name: reason".
         truncated: how many texts were cut.
+        tfidf_logits: of the tokenizer's TF-IDF classifier, `(N, K)`, where it has one.
         unknown: rows, from 0, of these items that hold no token but the unknown one, of which a
             warning tells.
 
@@ -60,9 +61,12 @@ class TextItems(Items):
         nothing = {tokenizer.unk_token_id, tokenizer.bos_token_id}
         self.unknown: list[int] = []
         tokens: list[Tensor] = []
+        logits: list[Tensor] = []
         for start in range(0, len(found.items), CHUNK):
             chunk = found.items[start : start + CHUNK]
             encoded = tokenizer(*map(list, zip(*chunk, strict=True)), truncation=cuts(tokenizer))
+            if "tfidf_logits" in encoded:
+                logits.append(torch.tensor(encoded["tfidf_logits"]))
             self.truncated += sum(bool(text.overflowing) for text in encoded.encodings or ())
             for row, ids in enumerate(encoded["input_ids"]):
                 if ngrams:
@@ -75,6 +79,7 @@ class TextItems(Items):
         self._starts = self.lengths.cumsum(0) - self.lengths
         self._tokens = torch.cat(tokens)
         self._distinct = torch.tensor(list(distinct)) if ngrams else None
+        self.tfidf_logits = torch.cat(logits) if logits else None
         self._padding = 0 if ngrams else int(tokenizer.pad_token_id)
         if self.truncated:
             warnings.warn(
@@ -100,7 +105,8 @@ class TextItems(Items):
 
     def __getitems__(self, rows: Sequence[int]) -> dict[str, Tensor]:
         """`input_ids` and `attention_mask` `(B, T)`, `ngram_ids` `(B, T, N)` where the tokenizer
-        gives them, and `labels`, `(B,)` or, of `Labels`, `(B, K)`."""
+        gives them, `tfidf_logits` `(B, K)` likewise, and `labels`, `(B,)` or, of `Labels`,
+        `(B, K)`."""
         index = torch.as_tensor(rows)
         size = max(1, int(self.lengths[index].max()))
         mask = valid_mask(self.lengths[index], size)
@@ -111,12 +117,15 @@ class TextItems(Items):
         if self._distinct is not None:
             whole = self._distinct[tokens]
             batch |= {"input_ids": whole[..., 0], "ngram_ids": whole[..., 1:]}
+        if self.tfidf_logits is not None:
+            batch["tfidf_logits"] = self.tfidf_logits[index]
         return {**batch, "labels": self.labels[index]}
 
     def _parts(self) -> Iterator[bytes | str]:
         yield from super()._parts()
         yield self._tokens.numpy().tobytes()
         yield b"" if self._distinct is None else self._distinct.numpy().tobytes()
+        yield b"" if self.tfidf_logits is None else self.tfidf_logits.numpy().tobytes()
 
 
 def _texts(*values: Any) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from resbackbones.core.heads import Head
 from resbackbones.core.spec import BackboneSpec
 from resbackbones.errors import InputError
 from resbackbones.pretrained import ResidualConfig
-from resbackbones.text.tokenizer import NgramTokenizer
+from resbackbones.text.tokenizer import NgramTokenizer, TextTokenizer
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,8 @@ class ResidualTextConfig(ResidualConfig):
         vocab_size: tokens the tokenizer knows.
         pad_token_id: the token of the padding, whose vector is 0.
         ngram_buckets: numbers its character n-grams have; 0 where it gives none.
+        tfidf: the share of the tokenizer's TF-IDF classifier in the logits, 0 to 1; the rest is the
+            net's.
         embedding: fields of `Embedding`.
     """
 
@@ -55,6 +57,7 @@ class ResidualTextConfig(ResidualConfig):
     vocab_size: int = 0
     pad_token_id: int = 0
     ngram_buckets: int = 0
+    tfidf: float = 0.0
     embedding: dict[str, Any] | None = None
 
 
@@ -155,7 +158,8 @@ class ResidualForSequenceClassification(ResidualClassifier):
             name_or_spec: a name in `rb.SPECS`, or a spec. Its `in_channels` is the width of the
                 embedding.
             processor: the tokenizer, as `train_tokenizer` makes it, or another fast tokenizer of
-                transformers that pads on the right.
+                transformers that pads on the right. Its TF-IDF classifier, where it has one, has
+                half a share in the answers until `choose_share` finds another.
             num_labels, labels: how many classes, or their names.
             head: `Head` or its fields.
             problem_type: "multi_label_classification" where an item has any number of classes.
@@ -164,8 +168,8 @@ class ResidualForSequenceClassification(ResidualClassifier):
 
         Raises:
             InputError: no or contradicting classes, an unknown name or field, dims other than 1, a
-                tokenizer without a padding token, one that pads on the left, or one that gives
-                what this model does not read.
+                tokenizer without a padding token, one that pads on the left, one that gives what
+                this model does not read, or one whose TF-IDF classifier tells other classes.
         """
         options = classifier_options(
             name_or_spec, num_labels, labels, head, spec_changes, problem_type
@@ -173,9 +177,11 @@ class ResidualForSequenceClassification(ResidualClassifier):
         config = ResidualTextConfig(
             **options,
             **_sizes(processor),
+            tfidf=0.5 if _classes_of_tfidf(processor) else 0.0,
             embedding=dataclasses.asdict(embedding or Embedding()),
         )
         model = cls(config)
+        model.check_processor(processor)
         model.processor = processor
         return model
 
@@ -187,12 +193,19 @@ class ResidualForSequenceClassification(ResidualClassifier):
                     f"the tokenizer has {name}={made}, but the model was built for {taken}; use "
                     "the tokenizer that it was trained with"
                 )
+        told, classes = _classes_of_tfidf(processor), self.config.num_labels
+        if self.config.tfidf and told != classes:
+            raise InputError(
+                f"the tokenizer's TF-IDF classifier tells {told} classes, but the model has "
+                f"{classes}; set processor.tfidf to one of the same, or load the model with tfidf=0"
+            )
 
     def forward(
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         ngram_ids: Tensor | None = None,
+        tfidf_logits: Tensor | None = None,
         labels: Tensor | None = None,
     ) -> SequenceClassifierOutput:
         """Classify texts.
@@ -202,20 +215,36 @@ class ResidualForSequenceClassification(ResidualClassifier):
             attention_mask: `(B, T)`, 1 where a token is real, 0 in the padding behind; None means
                 that all are real.
             ngram_ids: `(B, T, N)`, where the tokenizer gives them.
+            tfidf_logits: `(B, K)`, where the tokenizer gives them. In evaluation they have their
+                share, `config.tfidf`, in the logits; the net is trained by itself.
             labels: int64 `(B,)`, or shares of the classes, float `(B, K)`; as `loss` takes them.
 
         Returns:
             `.logits` `(B, K)`, and `.loss` when labels are given.
 
         Raises:
-            InputError: ids the embedding does not have, or no `ngram_ids` where they are needed.
+            InputError: ids the embedding does not have, or no `ngram_ids` or `tfidf_logits` where
+                they are needed.
         """
         lengths = None if attention_mask is None else attention_mask.sum(-1)
         logits = self.classify(self.embedding(input_ids, ngram_ids), lengths)
+        if self.config.tfidf and not self.training:
+            if tfidf_logits is None:
+                raise InputError(
+                    "this model needs tfidf_logits beside input_ids; take both from its own "
+                    "tokenizer (model.processor)"
+                )
+            logits = torch.lerp(logits, tfidf_logits.to(logits), self.config.tfidf)
         return SequenceClassifierOutput(
             loss=self.loss(logits, labels),
             logits=logits,
         )
+
+
+def _classes_of_tfidf(tokenizer: PreTrainedTokenizerFast) -> int:
+    """How many classes a tokenizer's TF-IDF classifier tells; 0 without one."""
+    tfidf = tokenizer.tfidf if isinstance(tokenizer, TextTokenizer) else None
+    return 0 if tfidf is None else tfidf.classes
 
 
 def _sizes(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:

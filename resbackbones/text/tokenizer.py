@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from tokenizers import Encoding, Regex, Tokenizer
@@ -29,6 +30,7 @@ from transformers import BatchEncoding, PreTrainedTokenizerFast
 from transformers.tokenization_utils_base import LARGE_INTEGER
 
 from resbackbones.errors import InputError, nearest
+from resbackbones.text.tfidf import TfidfClassifier
 
 PAD, UNKNOWN, BEGIN = "[PAD]", "[UNK]", "[BOS]"
 BYTES = len(ByteLevel.alphabet()) + 2  # tokens that spell any text: every byte, PAD and BEGIN
@@ -46,17 +48,17 @@ class Ngrams:
         shortest, longest: characters of an n-gram.
         most: n-grams a word; of a long word the shortest ones from its beginning.
 
-    >>> Ngrams(buckets=1000, shortest=3, most=8).of_word("cat")  # <ca cat at> <cat cat> <cat>
-    (525, 833, 277, 680, 240, 666, 0, 0)
+    >>> Ngrams(buckets=1000, most=8).of_word("cat")  # <ca cat at> <cat cat>
+    (525, 833, 277, 680, 240, 0, 0, 0)
 
     Raises:
         InputError: a number below 1, or the shortest longer than the longest.
     """
 
-    buckets: int = 131072
-    shortest: int = 2
-    longest: int = 5
-    most: int = 48
+    buckets: int = 32768
+    shortest: int = 3
+    longest: int = 4
+    most: int = 24
 
     def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():
@@ -91,15 +93,73 @@ def _ngrams_of_word(options: Ngrams, word: str) -> tuple[int, ...]:
 
 class TextTokenizer(PreTrainedTokenizerFast):
     """A tokenizer that cuts texts at its `model_max_length` unless told otherwise.
-    `train_tokenizer` makes it."""
+    `train_tokenizer` makes it.
+
+    With a `tfidf` it gives, beside `input_ids` `(B, T)`, what that classifier makes of the whole
+    texts, cut or not: `tfidf_logits` `(B, K)`.
+    """
+
+    vocab_files_names = {  # noqa: RUF012 (their form)
+        "tokenizer_file": "tokenizer.json",
+        "tfidf_file": TfidfClassifier.FILE,
+    }
+    _tfidf: TfidfClassifier | None = None
 
     # No __init__ here: with one, transformers would rebuild the tokenizer without its normaliser.
 
-    def __call__(self, *texts: Any, truncation: Any = None, **options: Any) -> BatchEncoding:
-        """Tokenize one text or several, or pairs of them (`text_pair`), of which the longer is cut
-        first; options are those of any transformers tokenizer."""
+    @property
+    def tfidf(self) -> TfidfClassifier | None:
+        """The classifier whose logits a model adds to its own; saved with the tokenizer.
+
+        Raises:
+            InputError: its file is damaged.
+        """
+        if file := self.init_kwargs.pop("tfidf_file", None):  # as it was loaded from
+            self._tfidf = TfidfClassifier.load(file)
+        return self._tfidf
+
+    @tfidf.setter
+    def tfidf(self, tfidf: TfidfClassifier | None) -> None:
+        self.init_kwargs.pop("tfidf_file", None)
+        self._tfidf = tfidf
+
+    def __call__(
+        self,
+        text: str | Sequence[Any],
+        text_pair: str | Sequence[str] | None = None,
+        *,
+        truncation: Any = None,
+        return_tensors: str | None = None,
+        **options: Any,
+    ) -> BatchEncoding:
+        """Tokenize one text or several, or pairs of them, of which the longer is cut first; options
+        are those of any transformers tokenizer.
+
+        Raises:
+            InputError: words already split, where whole texts are needed.
+        """
         truncation = cuts(self) if truncation is None else truncation
-        return super().__call__(*texts, truncation=truncation, **options)
+        encoded = super().__call__(text, text_pair, truncation=truncation, **options)
+        single = isinstance(text, str)
+        if self.tfidf is not None:
+            if options.get("is_split_into_words"):
+                raise InputError(
+                    "a tokenizer with a TF-IDF classifier takes whole texts; leave out "
+                    "is_split_into_words"
+                )
+            logits = self.tfidf.logits(list(map(" ".join, _parts(text, text_pair)))).tolist()
+            encoded["tfidf_logits"] = logits[0] if single else logits
+        return encoded.convert_to_tensors(return_tensors, prepend_batch_axis=single)
+
+    def _save_pretrained(self, save_directory: Any, *arguments: Any, **options: Any) -> Any:
+        """Called by `save_pretrained`."""
+        files = super()._save_pretrained(save_directory, *arguments, **options)
+        place = Path(save_directory) / TfidfClassifier.FILE
+        if self.tfidf is None:
+            place.unlink(missing_ok=True)  # of what was saved there before
+            return files
+        self.tfidf.save(place)
+        return (*files, str(place))
 
 
 class NgramTokenizer(TextTokenizer):
@@ -113,7 +173,7 @@ class NgramTokenizer(TextTokenizer):
         """Which n-grams; saved with the tokenizer."""
         return Ngrams(**self.init_kwargs["ngram_options"])
 
-    def __call__(  # type: ignore[override]
+    def __call__(
         self,
         text: str | Sequence[Any],
         text_pair: str | Sequence[str] | None = None,
@@ -135,14 +195,11 @@ class NgramTokenizer(TextTokenizer):
             )
         encoded = super().__call__(text, text_pair, **options)
         single = isinstance(text, str)
-        texts: Iterable[Any] = [text] if single else text
-        if text_pair is not None:
-            texts = zip(
-                texts, [text_pair] if isinstance(text_pair, str) else text_pair, strict=True
-            )
         rows = [
-            self._ngram_rows(encoding, [each] if isinstance(each, str) else each)
-            for encoding, each in zip(encoded.encodings or (), texts, strict=True)
+            self._ngram_rows(encoding, parts)
+            for encoding, parts in zip(
+                encoded.encodings or (), _parts(text, text_pair), strict=True
+            )
         ]
         encoded["ngram_ids"] = rows[0] if single else rows
         return encoded.convert_to_tensors(return_tensors, prepend_batch_axis=single)
@@ -165,6 +222,17 @@ class NgramTokenizer(TextTokenizer):
             missing = len(padded["input_ids"]) - len(padded["ngram_ids"])
             padded["ngram_ids"] = [*padded["ngram_ids"], *[self.ngrams.of_nothing] * missing]
         return padded
+
+
+def _parts(
+    text: str | Sequence[Any], text_pair: str | Sequence[str] | None
+) -> Iterator[tuple[str, ...]]:
+    """Each item's texts, one or, of a pair, two."""
+    texts = [text] if isinstance(text, str) else text
+    others = [text_pair] if isinstance(text_pair, str) else text_pair
+    for number, each in enumerate(texts):
+        own = (each,) if isinstance(each, str) else tuple(each)
+        yield own if others is None else (*own, others[number])
 
 
 def character(
@@ -286,8 +354,11 @@ def train_tokenizer(
         tokenizer.model = _in_order(tokenizer)
     special = {"pad_token": PAD, "unk_token": UNKNOWN, "bos_token": BEGIN}
     special = {n: t for n, t in special.items() if tokenizer.token_to_id(t) is not None}
-    if tokenizer.get_vocab_size() == len(special):
-        raise InputError("there is nothing to learn a vocabulary from; give texts with words")
+    if tokenizer.get_vocab_size() == len(special) and ngrams is None:
+        raise InputError(
+            "there is nothing to learn a vocabulary from; give texts with words, or a lower "
+            "min_frequency"
+        )
     begin = [(BEGIN, tokenizer.token_to_id(BEGIN))]
     tokenizer.post_processor = TemplateProcessing(
         single=f"{BEGIN} $A", pair=f"{BEGIN} $A {BEGIN} $B", special_tokens=begin

@@ -39,7 +39,8 @@ RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "text": (
         "tasks.text.classify_text",
-        {"ngrams": False, "vocab_size": 10_000, "max_length": TOKENS, "epochs": 4}
+        {"ngrams": "no", "min_frequency": 1, "vocab_size": 10_000, "max_length": TOKENS}
+        | {"epochs": 4, "most_tokens": 0, "tfidf": False}
         | dict.fromkeys(("dropout", "embedding_dropout", "word_dropout"), 0.0),
     ),
 }

@@ -1,15 +1,20 @@
-"""The simple method that a net of texts has to beat: TF-IDF, linear support vectors."""
+"""The simple method that a net of texts has to beat, and may ask: TF-IDF and a linear SVC."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
-import numpy as np
+import torch
+from torch import Tensor
+from transformers.modeling_outputs import SequenceClassifierOutput
 
+from resbackbones.classifier import ResidualClassifier
 from resbackbones.data import Source
 from resbackbones.metrics import Confusion, MultiLabel
-from resbackbones.text import TextItems
-from tasks._baseline import answers, fitted, quality
+from resbackbones.text import TextItems, TfidfClassifier, choose_share
+from resbackbones.train import World, evaluate
+from tasks._running import wrapped
 
-STRENGTHS = (0.1, 0.3, 1.0, 3.0)  # of the baseline's fit (C), from loose to firm
+NAME = "TF-IDF + linear SVC"
 
 
 def texts(source: Source) -> list[Sequence[str | None]]:
@@ -17,37 +22,60 @@ def texts(source: Source) -> list[Sequence[str | None]]:
     return [source.dataset[source.columns[role]] for role in source.inputs]
 
 
-def baseline(
-    train: TextItems, validation: TextItems | None, test: TextItems
-) -> tuple[str, Confusion | MultiLabel]:
-    """TF-IDF of words, word pairs and 2 to 5 characters, then linear support vectors; what does
-    best on the validation rows, or in three folds of the training rows where there are none but
-    the test's. Where a text has any number of classes, each is told from the rest, and without
-    validation rows by the usual strength."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.model_selection import GridSearchCV
-    from sklearn.pipeline import make_union
-    from sklearn.svm import LinearSVC
+def whole(items: TextItems) -> list[str]:
+    """The text of each item; of a pair, both."""
+    return list(map(" ".join, zip(*texts(items.source.select(items.rows)), strict=True)))
 
-    def words(items: TextItems) -> list[str]:
-        return [
-            " ".join(parts) for parts in zip(*texts(items.source.select(items.rows)), strict=True)
-        ]
 
-    features = make_union(
-        # Punctuation and single letters are words, as they are to the net.
-        TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"\w+|[^\w\s]+", sublinear_tf=True),
-        TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), sublinear_tf=True),
-    )
-    x, y = features.fit_transform(words(train)), train.labels.numpy()
+def fit(train: TextItems, balanced: bool) -> TfidfClassifier:
+    """The baseline of these items."""
     names = train.source.target.names
-    if validation is not None and validation.source is not test.source:
-        checked = features.transform(words(validation)), validation.labels.numpy(), names
-        fits = [fitted(LinearSVC(C=strength), x, y) for strength in STRENGTHS]
-        model = max(fits, key=lambda fit: quality(fit, *checked))
-    elif y.ndim > 1 or np.bincount(y).min() < 3:  # classes that not every fold would have
-        model = fitted(LinearSVC(), x, y)
-    else:
-        model = GridSearchCV(LinearSVC(), {"C": STRENGTHS}, cv=3).fit(x, y)
-    known = answers(model, features.transform(words(test)), test.labels.numpy(), names)
-    return "TF-IDF + linear SVC", known
+    return TfidfClassifier.fit(whole(train), train.labels, len(names), balanced=balanced)
+
+
+def part_of_the_answer(
+    train: TextItems, others: Iterable[TextItems], tokenizer: Any, balanced: bool
+) -> TfidfClassifier:
+    """Fit the baseline, once for all processes, and hand it to a tokenizer; others than the
+    training items, in whose training the net is by itself, are told its logits."""
+    tokenizer.tfidf = tfidf = World.now().once(lambda: fit(train, balanced))
+    for items in others:
+        items.tfidf_logits = tfidf.logits(whole(items))
+    return tfidf
+
+
+def baseline(tfidf: TfidfClassifier, test: TextItems) -> tuple[str, Confusion | MultiLabel]:
+    """What it makes of the test's texts."""
+    names, labels = test.source.target.names, test.labels
+    metric = (Confusion if labels.ndim == 1 else MultiLabel)(len(names), names)
+    logits = tfidf.logits(whole(test)) if test.tfidf_logits is None else test.tfidf_logits
+    loss = torch.tensor(float("nan"))  # not asked for
+    metric.update(SequenceClassifierOutput(loss=loss, logits=logits), {"labels": labels})
+    return NAME, metric
+
+
+def share_out(model: ResidualClassifier, validation: TextItems, **options: Any) -> None:
+    """Give the baseline the share in a model's answers that does best on the validation rows."""
+    model.config.tfidf, found = 0.0, _Logits()
+    evaluate(model, validation, found, **options)
+    model.config.tfidf = choose_share(*map(torch.cat, zip(*found.parts, strict=True)))
+    if World.now().first:
+        share = f"{model.config.tfidf:.0%}".replace("%", " %")
+        print(wrapped(f"{NAME} has a share of {share} in the answers, the net the rest"))
+
+
+class _Logits:
+    """Keeps what a net and the baseline answered to each item, and what was right."""
+
+    def __init__(self) -> None:
+        self.parts: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def update(self, output: Any, batch: Any) -> None:
+        found = output.logits, batch["tfidf_logits"], batch["labels"]
+        self.parts.append(tuple(each.cpu() for each in found))
+
+    def merge(self, other: "_Logits") -> None:
+        self.parts += other.parts
+
+    def compute(self) -> dict[str, float]:
+        return {}

@@ -1,6 +1,7 @@
 """The text recipe trains, saves and records on made-up questions, and names bad input."""
 
 import io
+import itertools
 import json
 import re
 from collections.abc import Callable
@@ -13,10 +14,10 @@ import transformers
 
 from resbackbones.errors import InputError
 from resbackbones.report import load_records
-from resbackbones.text import ResidualForSequenceClassification
+from resbackbones.text import Ngrams, NgramTokenizer, ResidualForSequenceClassification
 from tasks import _recipe
 from tasks._using import run
-from tasks.text import classify_text
+from tasks.text import _texts, classify_text
 from tasks.text.classify_text import TASK
 
 # Two steps teach nothing, and fit says so.
@@ -66,7 +67,7 @@ def test_trains_saves_records_and_says_how_to_go_on(
     output = tmp_path / "out"
     classify("--data", questions, "--output", output, "--seeds", "0", "1", "--record", *SPEED)
     printed = capsys.readouterr().out
-    assert "TF-IDF + linear SVC" in printed and "word_resnet6, mean ± sd" in printed
+    assert "TF-IDF + linear SVC" in printed and "word_resnet6-tfidf, mean ± sd" in printed
     assert "29 training and 3 validation rows, the latter 9.4 % of train, strat" in printed
     assert 'transformers.pipeline("text-classification", model="' in printed
 
@@ -74,7 +75,7 @@ def test_trains_saves_records_and_says_how_to_go_on(
     assert (record.task, record.dataset, record.arm) == (
         "classify_text",
         "questions",
-        "word_resnet6",
+        "word_resnet6-tfidf",
     )
     assert record.seeds == [0, 1] and record.split == "test" and record.baseline is not None
     assert record.baseline["value"] == 1.0  # the first word tells
@@ -167,7 +168,7 @@ def test_all_rows_are_trained_on_when_asked(
     classify("--data", questions, "--output", "out", "--all-rows", "--record", *SPEED)
     assert "those for validation among them" in capsys.readouterr().out
     (record,) = load_records("results")
-    assert record.arm == "word_resnet6-all-rows" and record.held_out
+    assert record.arm == "word_resnet6-tfidf-all-rows" and record.held_out
     log = [json.loads(line) for line in Path("out/seed-0/log.jsonl").read_text().splitlines()]
     assert log[-1]["step"] == 2 and "accuracy" not in log[-1]  # 32 rows in batches of 16
 
@@ -183,7 +184,8 @@ def test_all_rows_without_a_test_split_are_refused(
 def test_texts_are_named_line_by_line_and_measured(
     questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], refused: Callable[..., str]
 ) -> None:
-    classify("--data", questions, "--output", tmp_path / "out", "--no-ngrams", *SPEED)
+    given = ["--ngrams", "no", "--no-tfidf", *SPEED]
+    classify("--data", questions, "--output", tmp_path / "out", *given)
     model = tmp_path / "out" / "seed-0" / "model"
     capsys.readouterr()
     classify("--evaluate", model, "--data", questions / "test.csv")
@@ -273,7 +275,54 @@ def test_classes_count_alike_when_asked(
     assert weights[1].tolist() == pytest.approx([20 / (2 * 4), 20 / (2 * 16)])
     error = refused(classify, *given, "--class-weights", "balanced", "--multi-label")
     assert "--class-weights are for items of one class each" in error
-    assert TASK.config(data="x", class_weights="balanced").arm == "word_resnet6-balanced"
+    assert TASK.config(data="x", class_weights="balanced").arm == "word_resnet6-balanced-tfidf"
+
+
+def test_settings_follow_the_texts(tmp_path: Path, refused: Callable[..., str]) -> None:
+    def tokenizer(text: str, **options: Any) -> Any:
+        table = pandas.DataFrame({"text": [f"{text} {row} ." for row in range(20)] * 2})
+        table["label"] = table.index % 2
+        table.to_csv(tmp_path / "texts.csv", index=False)
+        options = {"data": str(tmp_path / "texts.csv"), "tfidf": False, "device": "cpu", **options}
+        made = classify_text.experiment(classify_text.Config(**options))
+        assert made.finish is None and made.train.tfidf_logits is None
+        return made.build().processor, made.most_epochs
+
+    short, epochs = tokenizer("who is it")
+    assert short.ngrams == Ngrams() and epochs > 1000
+    assert "." in short.get_vocab() and "19" in short.get_vocab()  # they stand there twice
+    assert len(tokenizer("who is it", min_frequency=30)[0]) == 3 + len("who is it .".split())
+    long, epochs = tokenizer("who is it " * 30)
+    assert not isinstance(long, NgramTokenizer) and epochs > 1000
+    assert tokenizer("who is it " * 30, most_tokens=1)[1] == 4  # but four at least
+    assert tokenizer("who is it", most_tokens=0)[1] is None
+    error = refused(classify, "--data", "x", "--tokenizer", "byte", "--min-frequency", "3")
+    assert "--min-frequency is not for --tokenizer byte" in error
+
+
+def test_the_share_is_chosen_on_validation_rows_alone(
+    questions: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    places = (tmp_path / f"out-{number}" for number in itertools.count())
+
+    def share(*arguments: object) -> float:
+        place = next(places)
+        classify("--data", questions, "--output", place, *SPEED, *arguments)
+        model = place / "seed-0" / "model"
+        return ResidualForSequenceClassification.from_pretrained(model).config.tfidf
+
+    assert share() == 0.5  # three rows are too few to choose by
+    monkeypatch.setattr(_texts, "ENOUGH", 3)
+    assert share() > 0.5  # two steps teach a net nothing
+    assert "TF-IDF + linear SVC has a share of" in capsys.readouterr().out
+    assert share("--all-rows") == 0.5
+    assert share("--no-tfidf") == 0
+    assert "has a share of" not in capsys.readouterr().out
+    config = classify_text.Config(data=str(questions / "train.csv"), fold=(0, 5), device="cpu")
+    assert classify_text.experiment(config).finish is None  # what is held out is measured
 
 
 def test_any_number_of_classes_per_text(

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import pandas
@@ -28,14 +29,15 @@ from resbackbones.errors import InputError
 from resbackbones.speech import ResidualForAudioClassification
 from tasks import _recipe, _using
 from tasks._classes import KnownClasses
-from tasks._recipe import Recipe, Task, longer
+from tasks._recipe import Recipe, Task, fitting
 from tasks._using import begin, run
 from tasks.speech import spot_keywords
-from tasks.text import classify_text
+from tasks.text import analyze_sentiment, classify_text
 from tasks.vision import classify_images, detect_objects, segment_images
 
 ROOT = Path(__file__).parents[2]
-RECIPES = [spot_keywords, classify_text, classify_images, detect_objects, segment_images]
+RECIPES = [spot_keywords, classify_text, analyze_sentiment, classify_images, detect_objects]
+RECIPES += [segment_images]
 TASKS: list[Task] = [recipe.TASK for recipe in RECIPES]
 # Two steps teach nothing, and fit says so.
 pytestmark = pytest.mark.filterwarnings("ignore::resbackbones.train.StillAtChance")
@@ -134,17 +136,26 @@ def test_fields_that_cannot_be(refused: Callable[..., str]) -> None:
 # Few items
 
 
-def test_few_items_are_trained_on_for_longer() -> None:
+def test_a_training_is_as_long_as_its_items_take() -> None:
     said: list[str] = []
     world = train.World(0, 1, torch.device("cpu"))
     config = spot_keywords.Config(data="x", epochs=10, batch_size=64, least_steps=400)
-    few = longer(config, 12, world, said.append)
+
+    def fitted(items: int, most: int | None = None, world: train.World = world) -> Recipe:
+        made: Any = SimpleNamespace(train=range(items), most_epochs=most)
+        return fitting(config, made, world, said.append)
+
+    few = fitted(12)
     assert few.epochs == 200  # two updates of an epoch
     assert (few.evaluate_every, few.checkpoint_every) == (20, 20)  # as often as before
     assert said == ["200 epochs: 10 of 12 items are too few updates (--least-steps)"]
-    assert longer(config, 50_000, world, said.append) is config and len(said) == 1
-    pair = dataclasses.replace(world, size=2)
-    assert longer(config, 12, pair, said.append).epochs == 400  # one update of an epoch
+    assert fitted(50_000) is config and fitted(50_000, 10) is config and len(said) == 1
+    assert fitted(12, world=dataclasses.replace(world, size=2)).epochs == 400  # an update each
+    assert fitted(12, 4).epochs == 200  # however long they are
+    said.clear()
+    assert fitted(50_000, 4).epochs == 4
+    assert said == ["4 epochs: 10 of texts so long are not worth their time (--most-tokens)"]
+    assert fitted(64 * 60, 4).epochs == 7  # for 400 updates
 
 
 # Signals

@@ -114,6 +114,7 @@ def test_what_can_be_run_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
         "benchmark",
         "speed",
         "speech.spot_keywords",
+        "text.analyze_sentiment",
         "text.classify_text",
         "vision.classify_images",
     ):

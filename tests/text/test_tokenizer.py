@@ -163,6 +163,10 @@ def test_nothing_to_learn_from_is_refused() -> None:
     for texts in ([], ["", " "]):
         with pytest.raises(InputError, match="nothing to learn a vocabulary from"):
             train_tokenizer(texts, "word")
+    with pytest.raises(InputError, match="or a lower min_frequency"):
+        train_tokenizer(["no two alike"], "word", min_frequency=2)
+    names = train_tokenizer(["no two alike"], "word", min_frequency=2, ngrams=Ngrams())
+    assert names("two")["ngram_ids"] != names("no")["ngram_ids"]  # which still tell them apart
 
 
 def test_one_text_is_no_list_of_texts() -> None:
@@ -219,7 +223,7 @@ def test_the_longer_of_a_pair_is_cut() -> None:
 def test_wrong_ngrams_are_refused() -> None:
     with pytest.raises(InputError, match="buckets=0"):
         Ngrams(buckets=0)
-    with pytest.raises(InputError, match="shortest=6 above longest=5"):
+    with pytest.raises(InputError, match="shortest=6 above longest=4"):
         Ngrams(shortest=6)
 
 

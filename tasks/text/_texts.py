@@ -1,0 +1,182 @@
+"""What the recipes of text classifiers share: their fields, and what is trained on what."""
+
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from resbackbones.core.zoo import resolve
+from resbackbones.data import Source, Target, joined
+from resbackbones.errors import InputError
+from resbackbones.metrics import Metric
+from resbackbones.text import (
+    Embedding,
+    Ngrams,
+    TextItems,
+    TfidfClassifier,
+    load_vectors,
+    train_tokenizer,
+)
+from resbackbones.text import ResidualForSequenceClassification as Model
+from resbackbones.train import World
+from resbackbones.train.options import Arguments, Keep, Kind, Schedule
+from tasks._classification import Classification
+from tasks._recipe import Experiment, Spec, each
+from tasks.text._baseline import NAME, baseline, fit, part_of_the_answer, share_out, texts
+
+SHORT = 64  # words of half the texts, up to which n-grams of words pay
+FEWEST = 4  # epochs of texts however long
+ENOUGH = 100  # validation rows to choose a share by
+GPU = {"batch_size": 256, "learning_rate": 4e-3}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Texts(Classification):
+    pair_column: str | None = None
+    """The column of the second texts, where each item is a pair of them."""
+    spec: Spec = "word_resnet6"
+    """A net in resbackbones.SPECS with dims=1, as word_resnet6, vdcnn9 or dpcnn."""
+    tokenizer: Literal["word", "bpe", "unigram", "character", "byte"] = "word"
+    """What a token is; its vocabulary is learned from the training texts."""
+    vocab_size: int | None = None
+    """Different tokens at most (as many as the kind of token usually has)."""
+    min_frequency: int | None = None
+    """Words that stand fewer times in the training texts are unknown ones (2: what is learned of a
+    word seen once is how to recognise its text; with --vectors 1)."""
+    ngrams: Literal["auto", "yes", "no"] = "auto"
+    """Add the character n-grams of each word to its vector: of tokenizer word, where half the texts
+    have up to 64 words."""
+    vectors: Path | None = None
+    """Start from word vectors: a file of GloVe, fastText or word2vec, or the folder of a static
+    embedding model; the net takes their width (tokenizer word)."""
+    max_length: int = 512
+    """Tokens of a text at most; the rest is cut off, and how often is said."""
+    tfidf: bool = True
+    """Answer by the net and by the baseline, TF-IDF with a linear SVC, each with the share that
+    does best on the validation rows, or half of it where they are fewer than 100 (--no-tfidf: by
+    the net alone)."""
+    dropout: float = 0.5
+    """On what the head sees."""
+    embedding_dropout: float = 0.4
+    """On the numbers of the token vectors."""
+    word_dropout: float = 0.1
+    """Share of tokens left out in training."""
+    all_rows: bool = False
+    """Train on the validation rows too. They choose nothing here (the last weights are kept, and
+    the baseline has half a share), but then there is no curve to watch."""
+    explain: Path | None = None
+    """With --predict: write a page of HTML here that shows which words spoke for each answer."""
+    epochs: int = 12
+    most_tokens: int = 12_000_000
+    """Tokens that a training reads about: of long texts it takes fewer epochs than --epochs, but
+    four at least (0: as many as it says)."""
+    optimizer: Kind = "adamw"
+    optimizer_arguments: Arguments = field(default_factory=lambda: {"fused": True})  # large tables
+    schedule: Schedule = "one_cycle"
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.01
+    label_smoothing: float = 0.05
+    clip: float = 5.0
+    keep: Keep = "last"  # one-cycle ends at its best, and a small validation split is no judge
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.explain is not None and not self.predict:
+            raise InputError("--explain is of answers; give it with --predict, or leave it out")
+        if self.tokenizer in ("byte", "unigram") and self.min_frequency is not None:
+            raise InputError(
+                f"--min-frequency is not for --tokenizer {self.tokenizer}, which knows all; leave "
+                "it out"
+            )
+
+    @property
+    def variant(self) -> str:
+        tfidf = "-tfidf" if self.tfidf else ""
+        return super().variant + tfidf + ("-all-rows" if self.all_rows else "")
+
+    def columns(self, target: Target) -> dict[str, str | None]:
+        return {**super().columns(target), "pair": self.pair_column}
+
+    def learned_tokenizer(self, source: Source) -> Any:
+        """A tokenizer of a source's texts."""
+        # A row without a text is the items' to name.
+        found = [text for column in texts(source) for text in column if text is not None]
+        words = self.tokenizer == "word"
+        options: dict[str, Any] = {"vocab_size": self.vocab_size}
+        options["min_frequency"] = self.min_frequency
+        if words:
+            options["lowercase"] = True
+            options["min_frequency"] = self.min_frequency or (1 if self.vectors else 2)
+        ngrams = self.ngrams == "yes"
+        if self.ngrams == "auto" and words:
+            lengths = sorted(len(str(text).split()) for text in found)
+            ngrams = not found or lengths[len(found) // 2] <= SHORT
+        return train_tokenizer(
+            found,
+            self.tokenizer,
+            ngrams=Ngrams() if ngrams else None,
+            max_length=self.max_length,
+            **{name: value for name, value in options.items() if value is not None},
+        )
+
+
+def experiment(config: Texts, target: Target | None = None) -> Experiment:
+    spec = resolve(config.spec, skip=config.skip)
+    splits = config.open("text", target)
+    if config.all_rows and splits.test is None:
+        raise InputError(
+            "--all-rows trains on the validation rows, and there is no test split to measure on; "
+            "leave --all-rows out"
+        )
+    source = joined(splits.train, splits.validation) if config.all_rows else splits.train
+    tokenizer = config.learned_tokenizer(source)
+    train, validation, test = each(
+        replace(splits, train=source), lambda part: items(config, part, tokenizer)
+    )
+    balanced = config.class_weights == "balanced"
+    tfidf: TfidfClassifier | None = None
+    if config.tfidf:
+        if config.fold is None and World.now().first:
+            print(f"{NAME} …", flush=True)
+        tfidf = part_of_the_answer(train, {validation, test}, tokenizer, balanced)
+    vectors = None if config.vectors is None else load_vectors(config.vectors, tokenizer)
+    if vectors is not None:
+        spec = replace(spec, in_channels=vectors.values.shape[1])
+    make = partial(
+        Model.build,
+        labels=splits.train.target.names,
+        problem_type=config.problem_type,
+        processor=tokenizer,
+        head={"pooling": "mean_max", "dropout": config.dropout},
+        embedding=Embedding(config.embedding_dropout, config.word_dropout),
+    )
+
+    def build(**changes: Any) -> Model:
+        model = make(spec, **changes)
+        if vectors is not None:
+            vectors.copy_into(model)
+        return model
+
+    chosen_by = None if config.all_rows else validation
+    # Of a cross-validation, what is held out is what is measured: it chooses nothing.
+    judged = config.tfidf and not config.all_rows and config.fold is None
+    judged &= len(validation) >= ENOUGH
+    short, middle, long = (train.lengths.sort().values[[0, len(train) // 2, -1]]).tolist()
+    found = f"{len(tokenizer):,} tokens; texts of {short} to {long}, half of them up to {middle}."
+    found += f" {vectors}." if vectors is not None else ""
+
+    def simple() -> tuple[str, Metric]:
+        return baseline(tfidf or fit(train, balanced), test)
+
+    weighed = config.weighing(build, train)
+    size: dict[str, Any] = {"batch_size": config.evaluation_batch_size, "budget": config.budget}
+    most = max(FEWEST, config.most_tokens // int(train.lengths.sum()))
+    return Experiment(
+        *(splits, train, chosen_by, test, weighed, simple, found),
+        finish=partial(share_out, validation=validation, **size) if judged else None,
+        most_epochs=most if config.most_tokens else None,
+    )
+
+
+def items(config: Texts, source: Source, tokenizer: Any) -> TextItems:
+    return TextItems(source, tokenizer, on_bad=config.on_bad)
