@@ -146,6 +146,19 @@ class ResidualClassifier(ResidualPreTrainedModel):
         """Each class's probability: all of an item's sum to 1, or each stands for itself."""
         return logits.sigmoid() if self.is_multi_label else logits.softmax(-1)
 
+    def answers(self, logits: Tensor, top_k: int | None) -> list[list[dict[str, Any]]]:
+        """The likeliest classes of each item of logits `(B, K)`, all of them where `top_k` is None:
+        `[{"label", "score"}, …]`, the highest score first, as a transformers pipeline gives it."""
+        scores, classes = self.scores(logits).cpu().sort(descending=True, stable=True)
+        names = self.config.id2label or {}
+        return [
+            [
+                {"label": names[number], "score": score}
+                for number, score in zip(row.tolist()[:top_k], each.tolist()[:top_k], strict=True)
+            ]
+            for row, each in zip(classes, scores, strict=True)
+        ]
+
     def metric(self) -> Confusion | MultiLabel:
         """What this model is evaluated by: a `Confusion`, or a `MultiLabel`."""
         names = list((self.config.id2label or {}).values())
@@ -225,6 +238,12 @@ def check_problem(problem_type: str | None) -> None:
         raise InputError(
             f"problem_type={problem_type!r} is not known; {nearest(str(problem_type), PROBLEMS)}"
         )
+
+
+def check_top_k(top_k: int | None) -> None:
+    """Refuse what is no number of classes to answer with."""
+    if top_k is not None and (not isinstance(top_k, int) or top_k < 1):
+        raise InputError(f"top_k={top_k!r} is no count of classes; give 1 or more, or None")
 
 
 __all__: Sequence[str] = ("ResidualClassifier", "class_weights", "classifier_options")

@@ -1,8 +1,9 @@
 """The head every classifier ends in: pool a feature over space, then compare it with each class."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
@@ -129,13 +130,44 @@ class Classifier(nn.Module):
     def pool(self, feature: Tensor, lengths: Tensor | None = None) -> Tensor:
         """The pooled feature `(B, D)`, normalised where the head does so."""
         if self.attention is not None:
-            scores = self.attention(feature.movedim(1, -1)).movedim(-1, 1)
-            x = masked_attention(feature, scores, lengths)
+            x = masked_attention(feature, self._scores(feature), lengths)
         elif self.pooling == "k_max":
             x = masked_k_max(feature, self.k, lengths)
         else:
             x = torch.cat([POOLINGS[name](feature, lengths) for name in self.pooling.split("_")], 1)
         return x if self.norm is None else self.norm(x)
+
+    def pool_pieces(self, pieces: Iterable[Tensor]) -> Tensor:
+        """As `pool`, of a feature whose last axis comes in pieces `(B, channels, T_i)`, one or more
+        and none of them empty. Of those that are done, what pooling needs to go on is kept."""
+
+        def largest(kept: Tensor, piece: Tensor) -> Tensor:
+            both = torch.cat([kept, piece], -1)
+            if both.shape[-1] <= self.k:
+                return both
+            return masked_k_max(both, self.k).unflatten(1, (-1, self.k))
+
+        if self.pooling == "k_max":
+            x = masked_k_max(reduce(largest, pieces), self.k)
+        else:
+            means, weights, tops = [], [], []
+            for piece in pieces:
+                scores = self._scores(piece)
+                means.append(masked_attention(piece, scores))
+                weights.append(scores.logsumexp(-1))  # of a mean: the log of its positions
+                tops.append(masked_max(piece))
+            mean = masked_attention(torch.stack(means, -1), torch.stack(weights, -1))
+            found = {"mean": mean, "attentive": mean, "max": masked_max(torch.stack(tops, -1))}
+            x = torch.cat([found[name] for name in self.pooling.split("_")], 1)
+        return x if self.norm is None else self.norm(x)
+
+    def _scores(self, feature: Tensor) -> Tensor:
+        """What the softmax of attention is over, `(B, 1, *space)`, in float32 or wider; 0 without
+        attention, which makes it a mean."""
+        wide = torch.promote_types(feature.dtype, torch.float32)
+        if self.attention is None:
+            return torch.zeros_like(feature[:, :1], dtype=wide)
+        return self.attention(feature.movedim(1, -1)).movedim(-1, 1).to(wide)
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits of pooled features `(B, D)`."""

@@ -2,6 +2,7 @@
 
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
+from resbackbones.core.pieces import Approximate
 from resbackbones.text.data import TextItems
 from resbackbones.text.explain import Attribution, attribute, attribution_page
 from resbackbones.text.models import (
@@ -20,6 +21,7 @@ for _tokenizer in (NgramTokenizer, TextTokenizer):
 AutoModelForSequenceClassification.register(ResidualTextConfig, ResidualForSequenceClassification)
 
 __all__ = [
+    "Approximate",
     "Attribution",
     "Embedding",
     "NgramTokenizer",

@@ -2,21 +2,26 @@
 features. Texts of different lengths can share a batch: what is padded changes nothing."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, BatchEncoding, PreTrainedTokenizerFast
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from resbackbones.classifier import ResidualClassifier, classifier_options
+from resbackbones.classifier import ResidualClassifier, check_top_k, classifier_options
+from resbackbones.core.backbone import modes_kept
 from resbackbones.core.heads import Head
+from resbackbones.core.pieces import Approximate, Pieces
 from resbackbones.core.spec import BackboneSpec
 from resbackbones.errors import InputError
 from resbackbones.pretrained import ResidualConfig
-from resbackbones.text.tokenizer import NgramTokenizer, TextTokenizer
+from resbackbones.text.tokenizer import NgramTokenizer, TextTokenizer, cuts
+
+Text = str | tuple[str, str]  # one text, or a pair of them
 
 
 @dataclass(frozen=True)
@@ -228,17 +233,167 @@ class ResidualForSequenceClassification(ResidualClassifier):
         """
         lengths = None if attention_mask is None else attention_mask.sum(-1)
         logits = self.classify(self.embedding(input_ids, ngram_ids), lengths)
-        if self.config.tfidf and not self.training:
-            if tfidf_logits is None:
-                raise InputError(
-                    "this model needs tfidf_logits beside input_ids; take both from its own "
-                    "tokenizer (model.processor)"
-                )
-            logits = torch.lerp(logits, tfidf_logits.to(logits), self.config.tfidf)
+        logits = self._shared(logits, tfidf_logits)
         return SequenceClassifierOutput(
             loss=self.loss(logits, labels),
             logits=logits,
         )
+
+    def _shared(self, logits: Tensor, tfidf_logits: Tensor | None) -> Tensor:
+        """The net's logits with the TF-IDF classifier's share in them, in evaluation."""
+        if not self.config.tfidf or self.training:
+            return logits
+        if tfidf_logits is None:
+            raise InputError(
+                "this model needs tfidf_logits beside input_ids; take both from its own "
+                "tokenizer (model.processor)"
+            )
+        return torch.lerp(logits, tfidf_logits.to(logits), self.config.tfidf)
+
+    def predict(
+        self,
+        texts: Text | Sequence[Text],
+        *,
+        top_k: int | None = 5,
+        batch_size: int = 32,
+        chunk: int | None = None,
+        overlap: int | None = None,
+    ) -> list[dict[str, Any]] | list[list[dict[str, Any]]]:
+        """The likeliest classes of texts, in evaluation mode, on the model's device.
+
+        Args:
+            texts: one, or a list of them; a pair of texts is a tuple.
+            top_k: how many classes; None for all.
+            batch_size: texts per step, at most.
+            chunk: tokens that a piece of a text has, rounded up to a multiple of the net's stride.
+                Texts are then read to their end, never cut at the tokenizer's `model_max_length`,
+                one by one and piece by piece: beside a text's tokens, memory holds what the net
+                makes of one piece. None takes a text at once, as far as the tokenizer reads it.
+            overlap: tokens that pieces read beyond their own on each side. None takes as many as
+                the net reaches, and so gives what the whole text gives; that needs a net which
+                looks at no whole text.
+
+        Returns:
+            For each text `[{"label", "score"}, …]`, the highest score first, as a transformers
+            pipeline gives it; of one text that list alone. Scores are probabilities, which sum to 1
+            over all classes unless a text may have any number of them.
+
+        Raises:
+            InputError: what is no text, or has no token; no such number of classes, texts or
+                tokens; an overlap without `chunk`, or `chunk` without one where the net has no
+                finite reach; a model without a tokenizer.
+
+        Warns:
+            Approximate: the overlap is smaller than the reach, so that scores differ from those of
+                whole texts.
+
+        >>> from resbackbones.text import train_tokenizer
+        >>> tokenizer = train_tokenizer(["who is it", "what is it"], "word", max_length=4)
+        >>> model = ResidualForSequenceClassification.build(
+        ...     "word_resnet6", labels=["person", "thing"], processor=tokenizer
+        ... )
+        >>> whole = model.predict("who is it and " * 1000, chunk=500)
+        >>> sorted(answer["label"] for answer in whole)
+        ['person', 'thing']
+        """
+        check_top_k(top_k)
+        if batch_size < 1:
+            raise InputError(f"batch_size={batch_size} holds no text; give 1 or more")
+        if self.processor is None:
+            raise InputError("the model has no tokenizer; set model.processor to its own")
+        pieces = self._pieces(chunk, overlap)
+        given = _listed(texts)
+        with modes_kept(self), torch.no_grad():
+            self.eval()
+            if pieces is not None:
+                logits = [self._in_pieces(text, pieces) for text in given]
+            else:
+                starts = range(0, len(given), batch_size)
+                logits = [self._whole(given[start : start + batch_size]) for start in starts]
+        if pieces is not None and not pieces.is_exact:
+            warnings.warn(
+                f"the scores of texts of more than {chunk} tokens are approximate: chunks overlap "
+                f"by {overlap} tokens, which is less than the net reaches",
+                Approximate,
+                stacklevel=2,
+            )
+        answers = self.answers(torch.cat(logits), top_k)
+        return answers[0] if isinstance(texts, str | tuple) else answers
+
+    def _pieces(self, chunk: int | None, overlap: int | None) -> Pieces | None:
+        """How `predict` cuts texts; None where it does not."""
+        if chunk is None:
+            if overlap is not None:
+                raise InputError(
+                    f"overlap={overlap!r} is that of chunks, and texts are not cut into any; give "
+                    "chunk= too, or leave it out"
+                )
+            return None
+        reach, stride = self.backbone.spec.reaches[-1], self.backbone.strides[-1]
+        return Pieces(
+            [reach],
+            stride,
+            chunk,
+            overlap,
+            name="chunk",
+            unit="tokens",
+            why="looks at the whole text (attention, group norm, or downsample='k_max')",
+        )
+
+    def _whole(self, texts: list[Text]) -> Tensor:
+        """Logits `(B, K)` of texts that pass the net at once."""
+        encoded = self._encoded(texts, padding=True, truncation=cuts(self.processor))
+        return self(**encoded.convert_to_tensors("pt").to(self.device)).logits
+
+    def _in_pieces(self, text: Text, pieces: Pieces) -> Tensor:
+        """Logits `(1, K)` of a text that passes the net piece by piece."""
+        encoded = self._encoded([text], truncation=False, verbose=False)
+        rows = {n: encoded[n][0] for n in ("input_ids", "ngram_ids") if n in encoded}
+        (stride,) = self.backbone.strides[-1]
+
+        def features() -> Iterator[Tensor]:
+            for (read,), (own,) in pieces.cut([len(rows["input_ids"])]):
+                inputs = {n: torch.tensor([r[read]], device=self.device) for n, r in rows.items()}
+                (feature,) = self.backbone(self.embedding(**inputs), stages=(-1,))
+                first, end = own.start // stride, -(-own.stop // stride)
+                skipped = read.start // stride
+                yield feature[..., first - skipped : end - skipped]
+
+        logits = self.head.logits(self.head.pool_pieces(features()))
+        tfidf = encoded.get("tfidf_logits")
+        return self._shared(logits, None if tfidf is None else torch.tensor(tfidf))
+
+    def _encoded(self, texts: list[Text], **options: Any) -> BatchEncoding:
+        """What the tokenizer makes of texts, as lists.
+
+        Raises:
+            InputError: a text without a token.
+        """
+        encoded = self.processor(texts, return_attention_mask=True, **options)
+        for text, real in zip(texts, encoded["attention_mask"], strict=True):
+            if not any(real):
+                raise InputError(f"the text {text!r:.40} has no token to go by; leave it out")
+        return encoded
+
+
+def _listed(texts: Text | Sequence[Text]) -> list[Text]:
+    """One text, or several, as a list.
+
+    Raises:
+        InputError: something else, or none.
+    """
+    if not isinstance(texts, Sequence):
+        raise InputError(f"{texts!r:.40} is no text; give one, or a list of them")
+    listed: list[Any] = [texts] if isinstance(texts, str | tuple) else list(texts)
+    if not listed:
+        raise InputError("there are no texts in the list; give one or more")
+    for number, text in enumerate(listed, 1):
+        parts = text if isinstance(text, tuple) and len(text) == 2 else (text,)
+        if not all(isinstance(part, str) for part in parts):
+            raise InputError(
+                f"text {number} is {text!r:.40}, no text; give strings, or, of pairs, tuples of two"
+            )
+    return listed
 
 
 def _classes_of_tfidf(tokenizer: PreTrainedTokenizerFast) -> int:

@@ -10,6 +10,7 @@ from transformers import (
     AutoModelForSemanticSegmentation,
 )
 
+from resbackbones.core.pieces import Approximate
 from resbackbones.vision.augment import Augment
 from resbackbones.vision.auto_backbone import ResidualBackbone, ResidualBackboneConfig
 from resbackbones.vision.box_items import BoxAugment, BoxItems, choose_resolution
@@ -31,7 +32,6 @@ from resbackbones.vision.segmentation import (
     ResidualForSemanticSegmentation,
     ResidualSegmentationConfig,
 )
-from resbackbones.vision.tiles import Approximate
 from resbackbones.vision.two_stage import ResidualForTwoStageDetection, ResidualTwoStageConfig
 from resbackbones.vision.whitening import whiten_stem
 

@@ -20,11 +20,11 @@ from torchvision.ops import FeaturePyramidNetwork
 from resbackbones.core.backbone import draw_he
 from resbackbones.core.blocks import Chain, Convolution
 from resbackbones.core.layers import Layer, check_fields, from_fields
+from resbackbones.core.pieces import Reach
 from resbackbones.core.spec import BackboneSpec
 from resbackbones.errors import InputError, nearest
 
 Stride = tuple[int, int]  # input pixels per position, down and across
-Reach = tuple[float, float]  # input pixels before and after its own that a position depends on
 
 
 class Decoder:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
 
-from resbackbones.classifier import ResidualClassifier, classifier_options
+from resbackbones.classifier import ResidualClassifier, check_top_k, classifier_options
 from resbackbones.core.backbone import modes_kept
 from resbackbones.core.heads import Head
 from resbackbones.core.spec import BackboneSpec
@@ -138,21 +138,11 @@ class ResidualForImageClassification(ResidualClassifier):
         >>> sorted(answer["label"] for answer in answers)
         ['cat', 'dog']
         """
-        if top_k is not None and (not isinstance(top_k, int) or top_k < 1):
-            raise InputError(f"top_k={top_k!r} is no count of classes; give 1 or more, or None")
+        check_top_k(top_k)
         features = self.features(images, batch_size=batch_size)
         with modes_kept(self), torch.no_grad():
             self.eval()
-            scores = self.scores(self.head.logits(features.to(self.dtype)))
-        scores, classes = scores.cpu().sort(descending=True, stable=True)
-        names = self.config.id2label or {}
-        answers = [
-            [
-                {"label": names[number], "score": score}
-                for number, score in zip(row.tolist()[:top_k], each.tolist()[:top_k], strict=True)
-            ]
-            for row, each in zip(classes, scores, strict=True)
-        ]
+            answers = self.answers(self.head.logits(features.to(self.dtype)), top_k)
         return answers[0] if _is_one(images) else answers
 
     @torch.no_grad()

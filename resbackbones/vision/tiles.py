@@ -1,12 +1,7 @@
-"""An image larger than memory, predicted tile by tile with the outcome of the whole.
-
-A pixel's class depends on the pixels around it as far as the net reaches. A tile that reads so much
-more than its own, and begins where every map of the net has a position, gives its own pixels the
-logits that the whole image gives them.
-"""
+"""An image larger than memory, predicted tile by tile with the outcome of the whole: `Pieces` along
+two axes, of a net whose decoder reaches further than its backbone."""
 
 import dataclasses
-import itertools
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -15,15 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from resbackbones.core.pieces import Approximate, Part, Pieces, Reach
 from resbackbones.core.spec import BackboneSpec
-from resbackbones.errors import InputError
-from resbackbones.vision.decoders import Decoder, Reach, Stride, reach_enlarged
-
-Part = tuple[slice, slice]
-
-
-class Approximate(UserWarning):
-    """An image was predicted in tiles that do not give what the whole image gives."""
+from resbackbones.vision.decoders import Decoder, Stride, reach_enlarged
 
 
 def reach_of(
@@ -47,42 +36,6 @@ def reach_of(
     return along(_transposed(spec), turned, stride[::-1]), across
 
 
-def cut(
-    size: Sequence[int], tile: int, margins: Sequence[Reach], step: Sequence[int]
-) -> Iterator[tuple[Part, Part]]:
-    """The tiles of an image: what each reads, and what of it is its own.
-
-    Args:
-        size: of the image, height and width.
-        tile: side of what is each one's own, rounded up to a multiple of `step`.
-        margins: pixels that are read before and after it, down and across.
-        step: what tiles begin at multiples of: the coarsest stride.
-
-    >>> for read, own in cut((1, 10), 4, ((0, 0), (1, 1)), (1, 2)):
-    ...     print(read[1].start, read[1].stop, own[1].start, own[1].stop)
-    0 6 0 4
-    2 10 4 8
-    6 10 8 10
-    """
-    axes = []
-    for length, (before, after), unit in zip(size, margins, step, strict=True):
-        side = _up(tile, unit)
-        axes.append(
-            [
-                (
-                    slice(
-                        max(0, start - _up(before, unit)),
-                        min(length, start + side + _up(after, unit)),
-                    ),
-                    slice(start, min(length, start + side)),
-                )
-                for start in range(0, length, side)
-            ]
-        )
-    for (rows, own_rows), (columns, own_columns) in itertools.product(*axes):
-        yield (rows, columns), (own_rows, own_columns)
-
-
 class Tiles:
     """Predicts an image in tiles.
 
@@ -90,11 +43,7 @@ class Tiles:
         forward: pixels `(1, C, h, w)` to logits `(1, K, h, w)`.
         reach: `reach_of` the net.
         step: the coarsest stride, down and across.
-        tile, overlap: as in `predict`.
-
-    Raises:
-        InputError: a tile of less than one pixel or a negative overlap; no overlap where the reach
-            is infinite.
+        tile, overlap: as in `predict`; refused as by `Pieces`.
     """
 
     def __init__(
@@ -105,26 +54,22 @@ class Tiles:
         tile: int,
         overlap: int | None = None,
     ) -> None:
-        for name, value, low in (("tile", tile, 1), ("overlap", overlap, 0)):
-            if value is not None and (type(value) is not int or value < low):
-                raise InputError(
-                    f"{name}={value!r} is no number of pixels; give a whole one from {low} up"
-                )
-        is_local = all(math.isfinite(side) for axis in reach for side in axis)
-        if overlap is None and not is_local:
-            raise InputError(
-                "this net averages over the whole image (attention, group norm, or the decoder's "
-                "image_pooling), or its reach is not known (causal), so that no tile gives what "
-                "the whole gives; build it without, or give overlap= in pixels for an approximation"
-            )
-        self.forward, self.step, self.tile = forward, step, tile
-        self.margins = reach if overlap is None else ((overlap, overlap),) * 2
-        self.is_exact = overlap is None or all(overlap >= side for axis in reach for side in axis)
+        self.forward = forward
+        self.pieces = Pieces(
+            reach,
+            step,
+            tile,
+            overlap,
+            name="tile",
+            unit="pixels",
+            why="averages over the whole image (attention, group norm, or the decoder's "
+            "image_pooling), or its reach is not known (causal)",
+        )
 
     def logits(self, x: Tensor) -> Iterator[tuple[Part, Part, Tensor]]:
         """Per tile what it read, what of it is its own, and the logits `(K, h, w)` of what it
         read."""
-        for read, own in cut(x.shape[2:], self.tile, self.margins, self.step):
+        for read, own in self.pieces.cut(x.shape[2:]):
             yield read, own, self.forward(x[..., read[0], read[1]])[0]
 
     def predict(self, x: Tensor) -> Tensor:
@@ -144,7 +89,7 @@ class Tiles:
                 slice(o.start - r.start, o.stop - r.start) for r, o in zip(read, own, strict=True)
             )
             classes[own] = found[inside]
-        if not self.is_exact:
+        if not self.pieces.is_exact:
             share = f"{differing / seen:.2%} of" if seen else "nobody knows how many of"
             warnings.warn(
                 "the map is approximate: tiles overlap by less than the net reaches; where two saw "
@@ -153,11 +98,6 @@ class Tiles:
                 stacklevel=4,
             )
         return classes
-
-
-def _up(value: float, unit: int) -> int:
-    """The next multiple of a unit."""
-    return math.ceil(value / unit) * unit
 
 
 def _transposed(spec: BackboneSpec) -> BackboneSpec:
@@ -179,4 +119,4 @@ def _transposed(spec: BackboneSpec) -> BackboneSpec:
     )
 
 
-__all__: Sequence[str] = ("Approximate", "Tiles", "reach_of")
+__all__: Sequence[str] = ("Tiles", "reach_of")

@@ -1,6 +1,8 @@
 """From a feature to logits: pooling, linear maps, cosines."""
 
 import copy
+import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -74,6 +76,31 @@ def test_what_is_padded_changes_no_pooling(
         if length:  # nothing is no input alone
             alone = head(feature[row : row + 1, ..., :length])
             torch.testing.assert_close(together[row : row + 1], alone, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", WIDTHS)
+@given(sizes=st.lists(st.integers(1, 7), min_size=1, max_size=6))
+def test_pieces_pool_to_what_the_whole_pools_to(pooling: str, sizes: list[int]) -> None:
+    torch.manual_seed(0)
+    head = a_head(pooling, norm="layer")
+    feature = torch.randn(2, 8, sum(sizes)).round()  # with equal values among them
+    pooled = head.pool_pieces(iter(feature.split(sizes, -1)))
+    torch.testing.assert_close(pooled, head.pool(feature))
+
+
+@pytest.mark.parametrize("pooling", WIDTHS)
+def test_pooling_pieces_lets_each_go(pooling: str) -> None:
+    alive: weakref.WeakSet[Tensor] = weakref.WeakSet()
+
+    def pieces() -> Iterator[Tensor]:
+        for _ in range(9):
+            piece = torch.randn(1, 8, 20)
+            alive.add(piece)
+            assert len(alive) <= 3  # it, and the two before at most
+            yield piece
+
+    with torch.no_grad():
+        assert a_head(pooling).pool_pieces(pieces()).isfinite().all()
 
 
 @pytest.mark.parametrize("pooling", WIDTHS)

@@ -19,7 +19,7 @@ from resbackbones.vision import (
     UNet,
 )
 from resbackbones.vision.decoders import Decoder
-from resbackbones.vision.tiles import Tiles, cut
+from resbackbones.vision.tiles import Tiles
 
 NARROW = rb.BackboneSpec(
     (rb.Stage(4, 1), rb.Stage(6, 1, 2), rb.Stage(6, 1, (1, 2), kernel=(3, 5))),
@@ -65,7 +65,7 @@ def test_tiles_give_what_the_whole_gives(name: str, height: int, width: int, til
     tile = max(tile, height // 3, width // 3)  # few enough to be quick
     whole = model._logits(x).detach()[0]
     tiles = Tiles(model._logits, model.reach, model.backbone.strides[-1], tile)
-    assert tiles.is_exact
+    assert tiles.pieces.is_exact
     pieces = torch.full_like(whole, math.nan)
     with torch.no_grad():
         for (rows, columns), (own_rows, own_columns), logits in tiles.logits(x):
@@ -166,13 +166,3 @@ def test_a_processor_that_resizes_needs_no_tiles() -> None:
     processor = ResidualImageProcessor(size={"height": 32, "width": 32})
     with pytest.raises(rb.InputError, match="leave tile out"):
         build(NARROW, UNet(2, 8), processor=processor).predict(pixels(9, 9), tile=4)
-
-
-@given(length=st.integers(1, 60), tile=st.integers(1, 20), unit=st.integers(1, 8))
-def test_every_pixel_is_one_tiles_own(length: int, tile: int, unit: int) -> None:
-    counts = torch.zeros(length, 1)
-    for read, own in cut((length, 1), tile, ((3, 2), (0, 0)), (unit, 1)):
-        counts[own] += 1
-        assert read[0].start % unit == 0 and read[0].start <= max(0, own[0].start - 3)
-        assert read[0].stop >= min(length, own[0].stop + 2)
-    assert (counts == 1).all()
