@@ -1,7 +1,6 @@
 """Which words a classifier goes by: integrated gradients, and the text in their colours."""
 
 import html
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -11,9 +10,9 @@ from torch import Tensor
 from resbackbones.core.backbone import modes_kept
 from resbackbones.errors import InputError
 from resbackbones.text.models import ResidualForSequenceClassification
+from resbackbones.text.tfidf import WORD
 
 CHUNK = 16  # steps of the path that pass the net together
-WORD = re.compile(r"\w+|[^\w\s]+")
 FOR, AGAINST = (70, 130, 240), (240, 120, 50)  # blue and orange, which most eyes tell apart
 PAGE = """<!doctype html>
 <meta charset="utf-8">
@@ -37,10 +36,12 @@ class Attribution:
         text: as it was given.
         label: the class.
         score: its probability.
-        spans: first and last-plus-one character of each word, in order; what lies between them, or
-            was cut off by the tokenizer, has no say.
+        spans: first and last-plus-one character of each word, in order; what lies between them has
+            no say. Nor has what the tokenizer cut off, unless a TF-IDF classifier, which reads all,
+            has a share in the answer.
         values: how far each word moved the class's logit, up or down, float32 `(words,)`. Their sum
-            is by how much the logit differs from that of as many tokens without a meaning.
+            is by how much the logit differs from that of as many tokens without a meaning, and
+            without an n-gram that the TF-IDF classifier knows.
     """
 
     text: str
@@ -94,10 +95,11 @@ def attribute(
     """Which words of a text speak for a class: integrated gradients of its logit (Sundararajan et
     al. 2017, section 3) along the straight line from vectors of 0, which is what the padding has,
     to those of the tokens. Special tokens are the same all along. Tokens add up to whole words.
+    A TF-IDF classifier with a share in the answer needs no line: `TfidfClassifier.said`.
 
     Args:
         model: in any mode; its modes and gradients stay as they are.
-        text: one; of a text that the tokenizer cuts, what it keeps.
+        text: one; of a text that the tokenizer cuts, the net reads what it keeps.
         label: the class, by name or number; by default the likeliest.
         steps: points on the line. The values add up to the difference of the logits but for an
             error that falls with their number.
@@ -124,12 +126,17 @@ def attribute(
     encoded = model.processor(text, return_tensors="pt", return_offsets_mapping=True)
     offsets = encoded.pop("offset_mapping")[0]
     real = offsets[:, 1] > offsets[:, 0]  # special tokens come from no character
-    inputs = {name: encoded[name].to(model.device) for name in ("input_ids", "ngram_ids")
-              if name in encoded}  # fmt: skip
+    inputs = {
+        name: encoded[name].to(model.device)
+        for name in ("input_ids", "ngram_ids", "tfidf_logits")
+        if name in encoded
+    }
+    share = model.config.tfidf
     with modes_kept(model), torch.no_grad():
         model.eval()
+        scores = model.scores(logits := model(**inputs).logits)[0]
+        inputs.pop("tfidf_logits", None)
         vectors = model.embedding(**inputs)
-        scores = model.scores(logits := model.classify(vectors))[0]
         if number is None:
             number = int(logits[0].argmax())
         moved = vectors * real.to(model.device)
@@ -141,9 +148,12 @@ def attribute(
                 reached = model.classify(path.requires_grad_())[:, number].sum()
                 (gradient,) = torch.autograd.grad(reached, path)
                 total += gradient.sum(0)
-    values = (total * moved / steps)[0].sum(0).float().cpu()
-    spans, owners = _words(text, offsets[real].tolist())
+    values = (1 - share) * (total * moved / steps)[0].sum(0).float().cpu()
+    spans, owners = _words(text if share else text[: offsets.max()], offsets[real].tolist())
     summed = torch.zeros(len(spans)).index_add_(0, torch.tensor(owners).long(), values[real])
+    if share:
+        said = share * model.processor.tfidf.said(text, number)
+        summed += torch.tensor([float(said[start:end].sum()) for start, end in spans])
     names = list((model.config.id2label or {}).values())
     return Attribution(text, names[number], float(scores[number]), spans, summed)
 
@@ -176,8 +186,7 @@ def _words(
         if piece.strip():
             start, end = end - len(piece.lstrip()), start + len(piece.rstrip())
         places.append((start, end))
-    last = max((end for _, end in places), default=0)
-    runs = [match.span() for match in WORD.finditer(text[:last])]
+    runs = [match.span() for match in WORD.finditer(text)]
     spans: list[list[int]] = []
     for start, end in sorted({*places, *runs}):
         if spans and start < spans[-1][1]:

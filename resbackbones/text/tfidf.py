@@ -6,7 +6,8 @@ tokenizer holds a `TfidfClassifier` therefore answers by both, with a share of e
 say learns its mistakes, and answers worse than either.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from os import PathLike
 from pathlib import Path
@@ -22,6 +23,9 @@ from torch.nn import functional
 
 from resbackbones.errors import InputError
 
+# Punctuation and single letters are words, as they are to the net.
+WORD = re.compile(r"\w+|[^\w\s]+")
+WORDS, CHARACTERS = (1, 2), (2, 5)  # of an n-gram, at least and at most
 BUCKETS = 2**20  # that n-grams of words, and those of characters, are hashed to
 STRENGTHS = (0.1, 0.3, 1.0, 3.0)  # of a fit (C), from loose to firm
 FOLDS = 5
@@ -67,7 +71,7 @@ class TfidfClassifier:
             balanced: whether all classes count alike, however few texts they have.
 
         Raises:
-            InputError: no texts, or not as many as labels.
+            InputError: no texts, none but blank ones, or not as many as labels.
         """
         if not texts or len(texts) != len(labels):
             raise InputError(
@@ -76,6 +80,8 @@ class TfidfClassifier:
         counts = _counts(texts)
         found = np.bincount(counts.indices, minlength=counts.shape[1])
         columns = np.flatnonzero(found)
+        if not len(columns):
+            raise InputError("all texts are blank; give some with words")
         idf = (np.log((1 + len(texts)) / (1 + found[columns])) + 1).astype(np.float32)
         x = cls(columns, idf, np.zeros((0, 0)), np.zeros(0))._weighed(counts)
         single = labels.ndim == 1
@@ -99,6 +105,34 @@ class TfidfClassifier:
     def logits(self, texts: Sequence[str]) -> Tensor:
         """Of texts, float32 `(N, K)`."""
         return torch.from_numpy(self._weighed(_counts(texts)) @ self.weight + self.bias)
+
+    def said(self, text: str, number: int) -> Tensor:
+        """What each character of a text says for class `number`, float32 `(len(text),)`: together,
+        by how much the class's logit differs from its bias, that of a text of no known n-gram.
+
+        What an n-gram adds to the logit is shared alike by the places where it stands, and there by
+        its characters; blanks say nothing.
+        """
+        from sklearn.utils import murmurhash3_32
+
+        lowered = text.lower()
+        ngrams = [_word_ngrams(lowered), _character_ngrams(lowered)]
+        found = [
+            (kind * BUCKETS + abs(murmurhash3_32(ngram)) % BUCKETS, where)  # as FeatureHasher does
+            for kind, each in enumerate(ngrams)
+            for ngram, where in each
+        ]
+        places, known = self._places(np.array([column for column, _ in found], dtype=np.int64))
+        added = self._weighed(_counts([text])).toarray()[0] * self.weight[:, number]
+        times = np.bincount(places[known], minlength=len(self.columns))
+        said = np.zeros(len(lowered))
+        for index in np.flatnonzero(known):
+            where, place = found[index][1], places[index]
+            said[where] += added[place] / times[place] / len(where)
+        # A character may become two in lower case, but how many never depends on its neighbours.
+        owners = [owner for owner, character in enumerate(text) for _ in character.lower()]
+        summed = np.bincount(np.array(owners, dtype=np.int64), said, minlength=len(text))
+        return torch.from_numpy(summed).float()
 
     @property
     def classes(self) -> int:
@@ -131,8 +165,7 @@ class TfidfClassifier:
     def _weighed(self, counts: sparse.csr_matrix) -> sparse.csr_matrix:
         """Counts of n-grams as TF-IDF of the columns that are known, `(N, F)`: those of words and
         those of characters each of length 1."""
-        places = np.searchsorted(self.columns, counts.indices)
-        known = np.take(self.columns, places, mode="clip") == counts.indices
+        places, known = self._places(counts.indices)
         ends = np.concatenate([[0], known.cumsum()])[counts.indptr]
         values = (1 + np.log(counts.data[known])) * self.idf[places[known]]
         rows = np.repeat(np.arange(counts.shape[0]), np.diff(ends))
@@ -142,6 +175,11 @@ class TfidfClassifier:
         shape = counts.shape[0], len(self.columns)
         return sparse.csr_matrix((values, places[known], ends), shape)
 
+    def _places(self, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where columns stand among those that are known, and which of them do."""
+        places = np.searchsorted(self.columns, columns)
+        return places, np.take(self.columns, places, mode="clip") == columns
+
 
 def _counts(texts: Sequence[str]) -> sparse.csr_matrix:
     """How often each n-gram stands in each text: of words in the first half of the columns, of
@@ -149,10 +187,37 @@ def _counts(texts: Sequence[str]) -> sparse.csr_matrix:
     from sklearn.feature_extraction.text import HashingVectorizer
 
     options: dict[str, Any] = {"n_features": BUCKETS, "alternate_sign": False, "norm": None}
-    # Punctuation and single letters are words, as they are to the net.
-    words = HashingVectorizer(ngram_range=(1, 2), token_pattern=r"\w+|[^\w\s]+", **options)
-    characters = HashingVectorizer(analyzer="char_wb", ngram_range=(2, 5), **options)
+    words = HashingVectorizer(ngram_range=WORDS, token_pattern=WORD.pattern, **options)
+    characters = HashingVectorizer(analyzer="char_wb", ngram_range=CHARACTERS, **options)
     return sparse.hstack([each.transform(texts) for each in (words, characters)], "csr")
+
+
+def _word_ngrams(lowered: str) -> Iterator[tuple[str, list[int]]]:
+    """Those that `_counts` counts, in scikit-learn's order, and the characters of each.
+
+    >>> list(_word_ngrams("is  it"))
+    [('is', [0, 1]), ('it', [4, 5]), ('is it', [0, 1, 4, 5])]
+    """
+    words = list(WORD.finditer(lowered))
+    for size in range(WORDS[0], WORDS[1] + 1):
+        for run in zip(*(words[first:] for first in range(size)), strict=False):
+            where = [place for word in run for place in range(*word.span())]
+            yield " ".join(word[0] for word in run), where
+
+
+def _character_ngrams(lowered: str) -> Iterator[tuple[str, list[int]]]:
+    """Likewise; a word stands between two blanks, which are no characters of the text.
+
+    >>> list(_character_ngrams("it"))[:4]
+    [(' i', [0]), ('it', [0, 1]), ('t ', [1]), (' it', [0, 1])]
+    """
+    for word in re.finditer(r"\S+", lowered):
+        padded, before = f" {word[0]} ", word.start() - 1
+        for size in range(CHARACTERS[0], CHARACTERS[1] + 1):
+            for first in range(len(padded) - size + 1):
+                start, end = before + first, before + first + size
+                where = list(range(max(start, word.start()), min(end, word.end())))
+                yield padded[first : first + size], where
 
 
 def _folds(labels: Tensor | None, count: int) -> list[np.ndarray]:

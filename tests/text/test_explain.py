@@ -1,11 +1,13 @@
 """What each word says for a class: the values add up, words stay whole, no text is markup."""
 
 import copy
+import dataclasses
 import html
 import re
 from html.parser import HTMLParser
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,6 +17,7 @@ import resbackbones as rb
 from resbackbones.text import (
     Attribution,
     ResidualForSequenceClassification,
+    TfidfClassifier,
     attribute,
     attribution_page,
 )
@@ -134,6 +137,88 @@ def test_a_cut_text_keeps_its_end_without_a_say() -> None:
     found = attribute(model, "who wrote the book")
     assert found.spans == ((0, 3), (4, 9))
     assert found.html().endswith(" the book</blockquote>")
+
+
+TFIDF = TfidfClassifier.fit(TEXTS * 5, torch.arange(3).repeat(5), 3)
+
+
+def answering_with(
+    share: float, tokens: str, max_length: int | None = None, **options: Any
+) -> ResidualForSequenceClassification:
+    """A model whose answer is the net's and, with this share, that of `TFIDF`."""
+    tokenizer = copy.deepcopy(TOKENIZERS[tokens])
+    tokenizer.tfidf = TFIDF
+    tokenizer.model_max_length = max_length or tokenizer.model_max_length
+    model = trained(tokens, processor=tokenizer, **options)
+    model.config.tfidf = share
+    return model
+
+
+@pytest.mark.parametrize("max_length", [None, 5])
+@pytest.mark.parametrize("tokens", TOKENIZERS)
+def test_the_values_add_up_to_the_difference_of_the_logits_of_net_and_tfidf(
+    tokens: str, max_length: int | None
+) -> None:
+    model = answering_with(0.4, tokens, max_length)
+    found = attribute(model, TEXT, "thing", steps=256)
+    encoded = model.processor(TEXT, return_tensors="pt")
+    with torch.no_grad():
+        logits = model(**encoded).logits[0]
+        vectors = model.embedding(encoded["input_ids"], encoded.get("ngram_ids"))
+        vectors[:, :, 1:] = 0  # [BOS] stays
+        without = torch.lerp(model.classify(vectors)[0], torch.from_numpy(TFIDF.bias), 0.4)
+    change = float(logits[1] - without[1])
+    assert float(found.values.sum()) == pytest.approx(change, abs=0.02 * abs(change) + 0.01)
+    assert found.score == pytest.approx(float(logits.softmax(-1)[1]), abs=1e-5)
+
+
+def test_the_likeliest_class_is_that_of_the_whole_answer() -> None:
+    text, shares = "who wrote the book", (0.0, 0.5, 0.9, 1.0)
+    model = answering_with(0.0, "word")
+    model.processor.tfidf = dataclasses.replace(TFIDF, bias=np.float32([-99, 99, -99]))
+    labels = []
+    for model.config.tfidf in shares:
+        found = attribute(model, text, steps=1)
+        logits = model(**model.processor(text, return_tensors="pt")).logits[0]
+        assert found.label == LABELS[int(logits.argmax())]
+        assert found.score == pytest.approx(float(logits.softmax(-1).max()), abs=1e-5)
+        labels.append(found.label)
+    assert labels[0] != labels[-1] == "thing"
+
+
+def test_words_beyond_the_cut_say_what_tfidf_makes_of_them() -> None:
+    text = "who wrote the book on rivers"
+    found = attribute(answering_with(0.4, "word", 3), text, "person")
+    assert [text[start:end] for start, end in found.spans] == text.split()
+    said = 0.4 * TFIDF.said(text, 0)
+    expected = [float(said[start:end].sum()) for start, end in found.spans]
+    assert found.values[2:].tolist() == pytest.approx(expected[2:], abs=1e-6)
+    assert found.values[2:].all()
+    net = attribute(trained("word"), text[:9], "person").values  # of what the cut leaves
+    assert torch.allclose(found.values[:2], 0.6 * net + torch.tensor(expected[:2]), atol=1e-4)
+
+
+@pytest.mark.parametrize("max_length", [None, 5])
+@pytest.mark.parametrize("tokens", TOKENIZERS)
+def test_tfidf_without_a_share_changes_nothing(tokens: str, max_length: int | None) -> None:
+    model = answering_with(0.0, tokens, max_length)
+    found = attribute(model, TEXT, steps=2)
+    model.processor.tfidf = None
+    alone = attribute(model, TEXT, steps=2)
+    assert (found.spans, found.label, found.score) == (alone.spans, alone.label, alone.score)
+    assert torch.equal(found.values, alone.values)
+
+
+@settings(max_examples=40)
+@given(text=st.text(max_size=40), tokens=st.sampled_from(sorted(TOKENIZERS)))
+def test_tfidf_alone_says_of_any_text_what_its_words_do(text: str, tokens: str) -> None:
+    found = attribute(BOTH[tokens], text, 1, steps=1)
+    expected = float(TFIDF.logits([text])[0, 1]) - TFIDF.bias[1]
+    assert float(found.values.sum()) == pytest.approx(expected, abs=1e-4)
+    assert "".join(piece for piece, *_ in found._pieces()) == text
+
+
+BOTH = {tokens: answering_with(1.0, tokens, 4) for tokens in TOKENIZERS}
 
 
 def test_an_empty_text_has_no_words() -> None:

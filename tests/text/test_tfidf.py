@@ -202,6 +202,8 @@ def test_the_share_is_the_one_whose_answers_are_likeliest() -> None:
 def test_bad_input_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there are 0 texts and 0 labels"):
         TfidfClassifier.fit([], torch.zeros(0, dtype=torch.int64), 2)
+    with pytest.raises(InputError, match="all texts are blank"):
+        TfidfClassifier.fit([" ", "\n"], LABELS[:2], 2)
     with pytest.raises(InputError, match="there are 6 texts and 2 labels"):
         TfidfClassifier.fit(TEXTS, LABELS[:2], 2)
     (tmp_path / "odd").write_bytes(b"no such thing")
