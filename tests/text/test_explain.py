@@ -179,7 +179,7 @@ def test_the_likeliest_class_is_that_of_the_whole_answer() -> None:
     labels = []
     for model.config.tfidf in shares:
         found = attribute(model, text, steps=1)
-        logits = model(**model.processor(text, return_tensors="pt")).logits[0]
+        logits = model(**model.processor(text, return_tensors="pt")).logits[0].detach()
         assert found.label == LABELS[int(logits.argmax())]
         assert found.score == pytest.approx(float(logits.softmax(-1).max()), abs=1e-5)
         labels.append(found.label)
