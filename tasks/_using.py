@@ -21,7 +21,8 @@ ENDINGS: dict[str, Sequence[str]] = {**MEDIA, "text": (".txt",)}
 def run(task: Task, arguments: Sequence[str] | None = None) -> None:
     """Read the command line and do what it says."""
     groups: dict[type, str] = {Recipe: "data", Classification: "data"}
-    groups |= {task.config: task.kind, Options: "training"}
+    groups |= {base: task.kind for base in task.config.__mro__ if base not in (*groups, Options)}
+    groups[Options] = "training"
     _running.run(partial(begin, task), task.config, arguments, groups, {"gpu": task.gpu})
 
 
