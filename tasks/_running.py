@@ -144,9 +144,9 @@ def run_folder(name: str, output: Path | None, resume: bool) -> Path:
         if not runs:
             raise InputError(f"there is no run in {RUNS / name} to go on with; leave --resume out")
         output = runs[-1]
-    if output is None:
-        output = RUNS / name / datetime.datetime.now().strftime("%Y-%m-%d-%H%M%S")
     try:
+        if output is None:
+            output = _new_folder(RUNS / name)
         output.mkdir(parents=True, exist_ok=True)
         with (output / ".writable").open("w"):
             pass
@@ -156,3 +156,16 @@ def run_folder(name: str, output: Path | None, resume: bool) -> Path:
             f"cannot write to {output} ({error.strerror}); give another folder with --output"
         ) from error
     return output
+
+
+def _new_folder(place: Path) -> Path:
+    """A folder there of this time, also of several programs started in the same second."""
+    started = datetime.datetime.now().strftime("%Y-%m-%d-%H%M%S")
+    folder, number = place / started, 1
+    while True:
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            number += 1
+            folder = place / f"{started}-{number}"

@@ -3,8 +3,8 @@ r"""Train a residual text classifier on your texts.
     python -m tasks.text.classify_text --data ../shared/data/trec --name TREC-6 --seeds 0 1 2 3 4 \
         --record
 
-reached 91.0 +- 0.3 % (TF-IDF + linear SVC 89.4, the net alone 90.3 %), in under a minute of training
-per seed on two cores of an EPYC with bfloat16; with --all-rows 91.6 (90.2) %.
+reached 91.0 +- 0.3 % (TF-IDF + linear SVC 89.4, the net alone 90.3 %), in under a minute of
+training per seed on two cores of an EPYC with bfloat16; with --all-rows 91.6 (90.2) %.
 
 Every text is answered by the net and by TF-IDF with a linear SVC, which on small sets is often the
 better of the two, each with the share that does best on the validation rows; --no-tfidf leaves the

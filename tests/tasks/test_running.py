@@ -99,6 +99,10 @@ def test_the_folder_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         run_folder("it", None, resume=True)
     made = run_folder("it", None, resume=False)
     assert made.parent == Path("runs/it") and made.is_dir()
+    others = {run_folder("it", None, resume=False) for _ in range(3)}  # of one second, or two
+    assert len(others | {made}) == 4
+    for other in others:
+        other.rmdir()
     (made.parent / "2000-01-01-000000").mkdir()
     assert run_folder("it", None, resume=True) == made  # the newest
     assert run_folder("it", Path("mine"), resume=True) == Path("mine")
