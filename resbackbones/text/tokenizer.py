@@ -109,7 +109,7 @@ class TextTokenizer(PreTrainedTokenizerFast):
 
     @property
     def tfidf(self) -> TfidfClassifier | None:
-        """The classifier whose logits a model adds to its own; saved with the tokenizer.
+        """The classifier that answers beside the net of a model; saved with the tokenizer.
 
         Raises:
             InputError: its file is damaged.
