@@ -20,15 +20,15 @@ from resbackbones.text import ResidualForSequenceClassification as Model
 from tasks._classes import KnownClasses, known_target, names_of
 from tasks._recipe import Experiment, Task
 from tasks._using import run
+from tasks.text._classification import GPU, TextClassification, items
+from tasks.text._classification import experiment as of_texts
 from tasks.text._lines import explain, read
-from tasks.text._texts import GPU, Texts, items
-from tasks.text._texts import experiment as of_texts
 
 POLES = ("negative", "positive")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(Texts):
+class Config(TextClassification):
     """The fields of all recipes of text classifiers."""
 
 

@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from resbackbones.text import ResidualForSequenceClassification as Model
 from tasks._recipe import Task
 from tasks._using import run
+from tasks.text._classification import GPU, TextClassification, experiment, items
 from tasks.text._lines import explain, read
-from tasks.text._texts import GPU, Texts, experiment, items
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(Texts):
+class Config(TextClassification):
     """The fields of all recipes of text classifiers."""
 
 

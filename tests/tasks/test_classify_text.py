@@ -17,7 +17,7 @@ from resbackbones.report import load_records
 from resbackbones.text import Ngrams, NgramTokenizer, ResidualForSequenceClassification
 from tasks import _recipe
 from tasks._using import run
-from tasks.text import _texts, classify_text
+from tasks.text import _classification, classify_text
 from tasks.text.classify_text import TASK
 
 # Two steps teach nothing, and fit says so.
@@ -315,7 +315,7 @@ def test_the_share_is_chosen_on_validation_rows_alone(
         return ResidualForSequenceClassification.from_pretrained(model).config.tfidf
 
     assert share() == 0.5  # three rows are too few to choose by
-    monkeypatch.setattr(_texts, "ENOUGH", 3)
+    monkeypatch.setattr(_classification, "ENOUGH", 3)
     assert share() > 0.5  # two steps teach a net nothing
     assert "TF-IDF + linear SVC has a share of" in capsys.readouterr().out
     assert share("--all-rows") == 0.5

@@ -31,7 +31,7 @@ GPU = {"batch_size": 256, "learning_rate": 4e-3}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Texts(Classification):
+class TextClassification(Classification):
     pair_column: str | None = None
     """The column of the second texts, where each item is a pair of them."""
     spec: Spec = "word_resnet6"
@@ -120,7 +120,7 @@ class Texts(Classification):
         )
 
 
-def experiment(config: Texts, target: Target | None = None) -> Experiment:
+def experiment(config: TextClassification, target: Target | None = None) -> Experiment:
     spec = resolve(config.spec, skip=config.skip)
     splits = config.open("text", target)
     if config.all_rows and splits.test is None:
@@ -178,5 +178,5 @@ def experiment(config: Texts, target: Target | None = None) -> Experiment:
     )
 
 
-def items(config: Texts, source: Source, tokenizer: Any) -> TextItems:
+def items(config: TextClassification, source: Source, tokenizer: Any) -> TextItems:
     return TextItems(source, tokenizer, on_bad=config.on_bad)
