@@ -4,11 +4,13 @@ The loss is chosen here, by what an item may have: transformers would choose it 
 and read soft labels as many yes/no questions.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import Bernoulli, Categorical
 from torch.nn import functional
 
 from resbackbones.core.backbone import Backbone
@@ -145,6 +147,15 @@ class ResidualClassifier(ResidualPreTrainedModel):
     def scores(self, logits: Tensor) -> Tensor:
         """Each class's probability: all of an item's sum to 1, or each stands for itself."""
         return logits.sigmoid() if self.is_multi_label else logits.softmax(-1)
+
+    def doubt(self, logits: Tensor) -> Tensor:
+        """How far from sure each item's scores are, `(B,)`: their entropy, as a share of that of a
+        guess, from 0 to 1."""
+        if self.is_multi_label:
+            yes_or_no = Bernoulli(logits=logits, validate_args=False)  # it would wait for a GPU
+            return yes_or_no.entropy().mean(-1) / math.log(2)
+        classes = Categorical(logits=logits, validate_args=False)
+        return classes.entropy() / math.log(logits.shape[1])
 
     def answers(self, logits: Tensor, top_k: int | None) -> list[list[dict[str, Any]]]:
         """The likeliest classes of each item of logits `(B, K)`, all of them where `top_k` is None:

@@ -110,6 +110,8 @@ class Recipe(Options):
     also - for standard input."""
     record: bool = False
     """Write the result to results/, for a README."""
+    change: str = ""
+    """What tells this training from the usual one, in the table and the record, as "no dropout"."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -135,7 +137,8 @@ class Recipe(Options):
     def arm(self) -> str:
         """What was trained, in a table."""
         name = self.spec if isinstance(self.spec, str) else "net"
-        return name + self.variant + ("-plain" if self.skip == "none" else "")
+        changed = f"{report.CHANGE}{self.change}" if self.change else ""
+        return name + self.variant + ("-plain" if self.skip == "none" else "") + changed
 
     @property
     def variant(self) -> str:

@@ -12,7 +12,9 @@ from resbackbones.report.comparison import RULE, Comparison, compare, surely_pos
 from resbackbones.report.figures import COLOURS, Line, Panel, draw, inline_svg, save_figure
 from resbackbones.report.pages import Card, Page, Plot, Verdict
 from resbackbones.report.readme import (
+    CHANGE,
     TABLES,
+    ablations_table,
     benchmark_table,
     is_stale,
     main,
@@ -39,6 +41,7 @@ from resbackbones.report.records import (
 from resbackbones.report.tables import format_count, format_metric, markdown_table
 
 __all__ = [
+    "CHANGE",
     "COLOURS",
     "PACKAGES",
     "RULE",
@@ -51,6 +54,7 @@ __all__ = [
     "Plot",
     "Record",
     "Verdict",
+    "ablations_table",
     "available_cores",
     "benchmark_table",
     "command",

@@ -17,12 +17,16 @@ from resbackbones.report.records import Record, load_records
 from resbackbones.report.tables import format_count, format_metric, markdown_table
 
 TWIN = "-plain"  # ends the arm of a net trained without its skips
+CHANGE = ", "  # stands in an arm before what was changed of the one that it begins with
 BENCHMARK_ARM = re.compile(r"(plain|residual)-(\d+)")
 
 
 def results_table(records: Sequence[Record]) -> str:
-    """One row per task, data set and net: the net, its plain twin, the baseline, the published."""
+    """One row per task, data set and net: the net, its plain twin, the baseline, the published.
+    Data on which changes of a training were compared stand in `ablations_table`."""
     arms = {(r.task, r.dataset, r.arm): r for r in records if not BENCHMARK_ARM.fullmatch(r.arm)}
+    compared = {(task, dataset) for task, dataset, arm in arms if CHANGE in arm}  # in another table
+    arms = {key: record for key, record in arms.items() if key[:2] not in compared}
     rows = []
     for (task, dataset, arm), record in sorted(arms.items(), key=lambda item: _natural(item[0])):
         twin = arms.get((task, dataset, arm + TWIN))
@@ -85,7 +89,46 @@ def benchmark_table(records: Sequence[Record]) -> str:
     return _table([*header, "parameters", "MACs", "per seed", "on"], rows, left=2)
 
 
-TABLES = {"results": results_table, "benchmark": benchmark_table}  # by the name of their markers
+def ablations_table(records: Sequence[Record]) -> str:
+    """One row per change of a training, below the training as it is, with its gain over that."""
+    arms = {(r.task, r.dataset, *_changed(r)): r for r in records}
+    rows = []
+    for task, dataset, arm in sorted({key[:3] for key in arms if key[3]}):
+        usual = arms.get((task, dataset, arm, ""))
+        others = [
+            (key[3], record) for key, record in arms.items() if key[:3] == (task, dataset, arm)
+        ]
+        for change, record in sorted(others):
+            gain = "-"
+            if usual is not None and change:
+                gain = f"{100 * (record.mean - usual.mean):+.1f}"
+            rows.append(
+                [
+                    task,
+                    f"{dataset}, {record.split}",
+                    arm,
+                    change or "as it is",
+                    _measured(record),
+                    gain,
+                    f"{statistics.fmean(record.seconds):.0f} s",
+                    _machine(record),
+                ]
+            )
+    header = ["task", "data, split", "net", "change", "mean ± sd (seeds)", "gain"]
+    return _table([*header, "per seed", "on"], rows, left=4)
+
+
+def _changed(record: Record) -> tuple[str, str]:
+    """An arm, and what was changed of its training."""
+    arm, _, change = record.arm.partition(CHANGE)
+    return arm, change
+
+
+TABLES = {  # by the name of their markers
+    "results": results_table,
+    "benchmark": benchmark_table,
+    "ablations": ablations_table,
+}
 
 
 def markers(name: str) -> tuple[str, str]:

@@ -27,7 +27,7 @@ from tasks.text._baseline import NAME, baseline, fit, part_of_the_answer, share_
 SHORT = 64  # words of half the texts, up to which n-grams of words pay
 FEWEST = 4  # epochs of texts however long
 ENOUGH = 100  # validation rows to choose a share by
-GPU = {"batch_size": 256, "learning_rate": 4e-3}
+GPU = {"batch_size": 256, "budget": 131_072, "learning_rate": 4e-3}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,12 +61,16 @@ class TextClassification(Classification):
     """On the numbers of the token vectors."""
     word_dropout: float = 0.1
     """Share of tokens left out in training."""
+    adversarial: float = 0.4
+    """Train on each text as it is and as it is hardest, its vectors moved so far, in lengths of one
+    of them (0: as it is alone, in half the time)."""
     all_rows: bool = False
     """Train on the validation rows too. They choose nothing here (the last weights are kept, and
     the baseline has half a share), but then there is no curve to watch."""
     explain: Path | None = None
     """With --predict: write a page of HTML here that shows which words spoke for each answer."""
     epochs: int = 12
+    budget: int | None = 32_768
     most_tokens: int = 12_000_000
     """Tokens that a training reads about: of long texts it takes fewer epochs than --epochs, but
     four at least (0: as many as it says)."""
@@ -148,7 +152,7 @@ def experiment(config: TextClassification, target: Target | None = None) -> Expe
         problem_type=config.problem_type,
         processor=tokenizer,
         head={"pooling": "mean_max", "dropout": config.dropout},
-        embedding=Embedding(config.embedding_dropout, config.word_dropout),
+        embedding=Embedding(config.embedding_dropout, config.word_dropout, config.adversarial),
     )
 
     def build(**changes: Any) -> Model:

@@ -1,18 +1,34 @@
 """Texts to answer, line by line, and why they were answered so."""
 
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from resbackbones.errors import InputError
 from resbackbones.text import ResidualForSequenceClassification, attribute, attribution_page
+from resbackbones.text.tokenizer import cuts
 
 
 def read(path: Path, tokenizer: Any) -> list[str]:
-    """The lines of a file, or of standard input where it is called "-", but for empty ones."""
+    """The lines of a file, or of standard input where it is called "-", but for empty ones.
+
+    Warns:
+        UserWarning: lines longer than the tokenizer reads, as in training.
+    """
     content = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
-    return [line for line in content.decode("utf-8-sig").splitlines() if line.strip()]
+    lines = [line for line in content.decode("utf-8-sig").splitlines() if line.strip()]
+    found = tokenizer(lines, truncation=cuts(tokenizer)).encodings if lines else []
+    if cut := sum(bool(line.overflowing) for line in found):
+        warnings.warn(
+            f"{cut} of {len(lines)} texts of {path} are longer than "
+            f"{tokenizer.model_max_length} tokens and were cut, as in training; in Python "
+            "model.predict(text, chunk=…) reads them to their end",
+            UserWarning,
+            stacklevel=2,
+        )
+    return lines
 
 
 def explain(config: Any, model: ResidualForSequenceClassification, texts: Sequence[str]) -> None:

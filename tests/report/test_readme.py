@@ -52,7 +52,8 @@ def test_nets_are_in_their_natural_order_and_metrics_named() -> None:
     assert cells(table, "net-8")[6:8] == ["none", "-"]
     lower = record(metric="wer", higher_is_better=False)
     assert "wer (lower)" in report.results_table([lower])
-    assert report.results_table([]) == report.benchmark_table([]) == "No results are recorded yet."
+    for table in report.TABLES.values():
+        assert table([]) == "No results are recorded yet."
 
 
 def test_a_machine_is_said_once_or_for_each_row() -> None:
@@ -81,6 +82,24 @@ def test_the_arms_of_the_benchmark_have_a_table_of_their_own() -> None:
     ]
     assert rows[1][:6] == ["", "", "14", "-", "85.0 ± 1.0 % (3)", "-"]
     assert rows[2][2:6] == ["56", "20.0 ± 1.0 % (3)", "90.0 ± 1.0 % (3)", "+70.0"]
+
+
+def test_changes_of_a_training_are_told_by_their_gain() -> None:
+    usual = record("net", 0.85, dataset="folds")
+    changed = [record(f"net{report.CHANGE}{what}", mean, dataset="folds") for what, mean in (
+        ("no dropout", 0.8), ("twice as wide", 0.86),
+    )]  # fmt: skip
+    table = report.ablations_table([record(), *changed, usual])
+    rows = [[c.strip() for c in line.strip("|").split("|")] for line in table.splitlines()[2:5]]
+    assert [row[3:6] for row in rows] == [
+        ["as it is", "85.0 ± 1.0 % (3)", "-"],
+        ["no dropout", "80.0 ± 1.0 % (3)", "-5.0"],
+        ["twice as wide", "86.0 ± 1.0 % (3)", "+1.0"],
+    ]
+    assert {(row[0], row[1], row[2]) for row in rows} == {("vision", "folds, test", "net")}
+    assert "resnet20" not in table
+    assert "folds" not in report.results_table([record(), *changed, usual])
+    assert "+" not in report.ablations_table(changed)  # of what is not recorded there is no gain
 
 
 MARKS = "\n\n".join("\n".join(report.markers(name)) for name in report.TABLES)

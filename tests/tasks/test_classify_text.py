@@ -194,6 +194,9 @@ def test_texts_are_named_line_by_line_and_measured(
     classify("--predict", model, tmp_path / "lines.txt")
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("|")[1].strip() for line in lines[2:]] == ["who is 12 ?", "where is it ?"]
+    (tmp_path / "lines.txt").write_text("who is it\n" + "where is 12 ? " * 200)
+    with pytest.warns(UserWarning, match="1 of 2 texts of .*lines.txt are longer than 512 tokens"):
+        classify("--predict", model, tmp_path / "lines.txt")
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
     error = refused(classify, "--predict", model, tmp_path / "binary.txt")
     assert f"{tmp_path / 'binary.txt'} cannot be read" in error
@@ -276,6 +279,8 @@ def test_classes_count_alike_when_asked(
     error = refused(classify, *given, "--class-weights", "balanced", "--multi-label")
     assert "--class-weights are for items of one class each" in error
     assert TASK.config(data="x", class_weights="balanced").arm == "word_resnet6-balanced-tfidf"
+    changed = TASK.config(data="x", skip="none", tfidf=False, change="no dropout")
+    assert changed.arm == "word_resnet6-plain, no dropout"
 
 
 def test_settings_follow_the_texts(tmp_path: Path, refused: Callable[..., str]) -> None:

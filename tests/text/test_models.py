@@ -257,6 +257,76 @@ def test_embedding_dropout_is_for_training_alone() -> None:
     torch.testing.assert_close(dropped[0, :, ~gone[0]], 2 * whole[0, :, ~gone[0]])
 
 
+def adversarial(size: float) -> tuple[ResidualForSequenceClassification, dict[str, Any]]:
+    """A model in training, without chance or batch statistics, and a batch of texts."""
+    embedding = Embedding(adversarial=size)
+    model = trained("ngrams", "causal", embedding=embedding, head={"pooling": "mean"}).train()
+    batch = TOKENIZERS["ngrams"](TEXTS, padding=True, return_tensors="pt")
+    return model, {**batch, "labels": torch.tensor([0, 1, 2])}
+
+
+def test_adversarial_texts_are_the_hardest_so_near() -> None:
+    model, batch = adversarial(0.01)
+    x = model.embedding(batch["input_ids"], batch["ngram_ids"])
+    lengths = batch["attention_mask"].sum(1)
+
+    def loss_of(vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = model.classify(vectors, lengths)
+        return logits, torch.nn.functional.cross_entropy(logits, batch["labels"], reduction="none")
+
+    logits, losses = loss_of(x)
+    move = model.hardest_move(x, lengths, logits, losses.mean())
+    real = batch["attention_mask"].bool().unsqueeze(1)
+    assert not move.masked_select(~real).any()
+    for row, length in enumerate(lengths):
+        sure = 1 - model.doubt(logits)[row]
+        vector = x[row].square().sum(0).sum().div(length).sqrt()
+        assert torch.isclose(move[row].norm(), 0.01 * sure * vector, rtol=1e-4)
+        one = x[row : row + 1, :, :length].detach().requires_grad_()
+        alone = model.classify(one)
+        loss = model.loss(alone, batch["labels"][row : row + 1])
+        single = model.hardest_move(one, None, alone, loss)[0]
+        assert torch.allclose(move[row, :, :length], single, atol=1e-4 * float(single.abs().max()))
+    hardest = loss_of(x + move)[1] - losses
+    torch.manual_seed(0)
+    for _ in range(10):
+        other = torch.randn_like(x) * real
+        other *= (move.flatten(1).norm(dim=1) / other.flatten(1).norm(dim=1))[:, None, None]
+        assert (hardest > (loss_of(x + other)[1] - losses).abs()).all()
+
+
+def test_a_text_counts_as_it_is_and_as_it_is_hardest() -> None:
+    model, batch = adversarial(0.5)
+    usual, _ = adversarial(0.0)
+    plain = usual(**batch).loss
+    x = model.embedding(batch["input_ids"], batch["ngram_ids"])
+    lengths = batch["attention_mask"].sum(1)
+    logits = model.classify(x, lengths)
+    move = model.hardest_move(x, lengths, logits, model.loss(logits, batch["labels"]))
+    hard = model.classify(x + move, lengths)
+    loss = model(**batch).loss
+    assert torch.isclose(loss, (plain + model.loss(hard, batch["labels"])) / 2) and loss > plain
+    loss.backward()
+    assert all(p.grad is not None for p in model.parameters())
+    empty = batch["attention_mask"].clone()
+    empty[0] = 0
+    assert model(**batch | {"attention_mask": empty}).loss.isfinite()
+    with torch.no_grad():  # there is no slope to climb
+        assert torch.equal(model(**batch).loss, plain)
+    assert torch.equal(model.eval()(**batch).loss, usual.eval()(**batch).loss)
+    model.freeze_backbone()
+    assert torch.equal(model.train()(**batch).loss, usual.eval()(**batch).loss)
+
+
+@pytest.mark.parametrize("problem", [None, "multi_label_classification"])
+def test_who_only_guesses_is_left_in_peace(problem: str | None) -> None:
+    embedding = Embedding(adversarial=1.0)
+    model = trained("ngrams", problem_type=problem, embedding=embedding)
+    guess, sure = torch.zeros(1, 3), torch.tensor([[20.0, -20.0, -20.0]])
+    assert torch.allclose(model.doubt(guess), torch.ones(1))
+    assert torch.allclose(model.doubt(sure), torch.zeros(1), atol=1e-4)
+
+
 def test_unknown_words_differ_by_their_ngrams() -> None:
     def logits(tokens: str, text: str) -> torch.Tensor:
         model = trained(tokens)
@@ -284,6 +354,8 @@ def test_wrong_builds_are_refused(changes: dict[str, Any], sentence: str) -> Non
 
 
 def test_wrong_embeddings_are_refused() -> None:
+    with pytest.raises(InputError, match="adversarial=-1; use a number from 0 up"):
+        Embedding(adversarial=-1)
     with pytest.raises(InputError, match=r"Embedding has word_dropout=1\.0"):
         Embedding(word_dropout=1.0)
 

@@ -413,6 +413,7 @@ def test_evaluate_computes_what_the_model_says() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 def test_a_gpu_trains_and_resumes_without_being_waited_for(tmp_path: Path) -> None:
     given = options(
         device="cuda", precision="auto", output=tmp_path, checkpoint_steps=2, resume=True
