@@ -166,6 +166,12 @@ _GCNN14 = BackboneSpec(
 # Ours, of gated layers: every sum is as the layer left it, 15 words wide.
 _WORD_GCNN = replace(_WORD_RESNET, stages=(Stage(192, 6),), branch=Gated(), order="none")
 
+# Ours, of ConvNeXt's blocks without their scales, 27 words wide.
+_WORD_CONVNEXT = replace(
+    _convnext((192,), (4,)), dims=1, in_channels=128, branch_scale="none",
+    stem=replace(_RAW_STEM, channels=192),
+)  # fmt: skip
+
 
 SPECS: dict[str, BackboneSpec] = {
     "resnet18": _basic(2, 2, 2, 2),
@@ -227,6 +233,7 @@ SPECS: dict[str, BackboneSpec] = {
     "dpcnn": _DPCNN,
     "word_resnet6": _WORD_RESNET,
     "word_gcnn8": _WORD_GCNN,
+    "word_convnext14": _WORD_CONVNEXT,
     # Ours: the TCN's blocks to both sides, 253 words wide.
     "word_tcn13": replace(_tcn(6, 192, 128, 0.1), causal=False),
     "tcn": _tcn(4, 600, 600, 0.45),

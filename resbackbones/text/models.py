@@ -268,8 +268,8 @@ class ResidualForSequenceClassification(ResidualClassifier):
         (slope,) = torch.autograd.grad(loss, x, retain_graph=True)
         with torch.no_grad():
             sure = 1 - self.doubt(logits.float())
-            tokens = x.new_tensor(x.shape[-1]) if lengths is None else lengths.clamp(min=1)
-            vector = x.flatten(1).norm(dim=1) / tokens.sqrt()
+            root = x.shape[-1] ** 0.5 if lengths is None else lengths.clamp(min=1).sqrt()
+            vector = x.flatten(1).norm(dim=1) / root
             far = self.embedding.options.adversarial * sure * vector
             steep = slope.flatten(1).norm(dim=1).clamp(min=torch.finfo(slope.dtype).tiny)
             return slope * (far / steep)[:, None, None]

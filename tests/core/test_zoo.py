@@ -122,6 +122,13 @@ COUNTS = {
     "word_resnet6": (0, False, 3 * 128 * 192 + 4 * 3 * 192 * 192 + 5 * 2 * 192),
     # The same, then six convolutions to twice their channels with norms.
     "word_gcnn8": (0, False, 3 * 128 * 192 + 6 * (3 * 192 * 384 + 2 * 384)),
+    # The same, then per block a depthwise convolution, a norm, a map to four times the channels and
+    # back, all with biases.
+    "word_convnext14": (
+        0,
+        False,
+        3 * 128 * 192 + 4 * (8 * 192 + 2 * 192 + 2 * 4 * 192 * 192 + 4 * 192 + 192),
+    ),
     # Twelve convolutions with a bias and a length per channel, and a projection of the words.
     "word_tcn13": (
         0,
@@ -227,7 +234,7 @@ def test_dpcnn_is_the_published_one() -> None:
     assert not any(isinstance(m, NORMS) for m in net.modules())
 
 
-@pytest.mark.parametrize("name", ["word_resnet6", "word_gcnn8", "word_tcn13"])
+@pytest.mark.parametrize("name", ["word_resnet6", "word_gcnn8", "word_tcn13", "word_convnext14"])
 def test_nets_of_words_are_as_deep_as_their_names_say(name: str) -> None:
     """A linear head after them counted. Each sees as far ahead as back, and has a plain twin."""
     net = rb.backbone(name)
@@ -236,7 +243,7 @@ def test_nets_of_words_are_as_deep_as_their_names_say(name: str) -> None:
     depth = 1 + sum(module not in shortcuts for module in inside)
     assert name.endswith(f"{depth}") and not name[: -len(str(depth))][-1].isdigit()
     before, after = net.spec.reaches[-1]
-    assert before == after == {6: 5, 8: 7, 13: 126}[depth]
+    assert before == after == {6: 5, 8: 7, 13: 126, 14: 13}[depth]
     assert net.parameter_difference == 0
     assert rb.backbone(name, skip="none").spec.skip == "none"
 

@@ -66,7 +66,8 @@ LOCAL |= {
         causal=True,
     ),
 }  # fmt: skip
-TEXT = "vdcnn9 vdcnn17 vdcnn29 vdcnn49 dpcnn word_resnet6 word_gcnn8 word_tcn13 tcn tcn_char gcnn14"
+TEXT = "vdcnn9 vdcnn17 vdcnn29 vdcnn49 dpcnn tcn tcn_char gcnn14"
+TEXT += " word_resnet6 word_gcnn8 word_tcn13 word_convnext14"
 
 
 def text_of(length: int, seed: int = 0) -> str:
