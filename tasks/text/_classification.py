@@ -24,7 +24,8 @@ from tasks._classification import Classification
 from tasks._recipe import Experiment, Spec, each
 from tasks.text._baseline import NAME, baseline, fit, part_of_the_answer, share_out, texts
 
-SHORT = 64  # words of half the texts, up to which n-grams of words pay
+SHORT = 64  # words of half the texts, up to which n-grams and adversarial training pay
+ADVERSARIAL = 0.4  # of short texts
 FEWEST = 4  # epochs of texts however long
 ENOUGH = 100  # validation rows to choose a share by
 GPU = {"batch_size": 256, "budget": 131_072, "learning_rate": 4e-3}
@@ -61,9 +62,10 @@ class TextClassification(Classification):
     """On the numbers of the token vectors."""
     word_dropout: float = 0.1
     """Share of tokens left out in training."""
-    adversarial: float = 0.4
+    adversarial: float | None = None
     """Train on each text as it is and as it is hardest, its vectors moved so far, in lengths of one
-    of them (0: as it is alone, in half the time)."""
+    of them (0.4 where half the texts have up to 64 words, else 0: as it is alone, in half the
+    time)."""
     all_rows: bool = False
     """Train on the validation rows too. They choose nothing here (the last weights are kept, and
     the baseline has half a share), but then there is no curve to watch."""
@@ -103,25 +105,31 @@ class TextClassification(Classification):
 
     def learned_tokenizer(self, source: Source) -> Any:
         """A tokenizer of a source's texts."""
-        # A row without a text is the items' to name.
-        found = [text for column in texts(source) for text in column if text is not None]
         words = self.tokenizer == "word"
         options: dict[str, Any] = {"vocab_size": self.vocab_size}
         options["min_frequency"] = self.min_frequency
         if words:
             options["lowercase"] = True
             options["min_frequency"] = self.min_frequency or (1 if self.vectors else 2)
-        ngrams = self.ngrams == "yes"
-        if self.ngrams == "auto" and words:
-            lengths = sorted(len(str(text).split()) for text in found)
-            ngrams = not found or lengths[len(found) // 2] <= SHORT
+        ngrams = self.ngrams == "yes" or (self.ngrams == "auto" and words and are_short(source))
         return train_tokenizer(
-            found,
+            given(source),
             self.tokenizer,
             ngrams=Ngrams() if ngrams else None,
             max_length=self.max_length,
             **{name: value for name, value in options.items() if value is not None},
         )
+
+
+def given(source: Source) -> list[str]:
+    """The texts of a source; a row without one is the items' to name."""
+    return [text for column in texts(source) for text in column if text is not None]
+
+
+def are_short(source: Source) -> bool:
+    """Whether half of a source's texts have up to 64 words."""
+    lengths = sorted(len(str(text).split()) for text in given(source))
+    return not lengths or lengths[len(lengths) // 2] <= SHORT
 
 
 def experiment(config: TextClassification, target: Target | None = None) -> Experiment:
@@ -146,13 +154,16 @@ def experiment(config: TextClassification, target: Target | None = None) -> Expe
     vectors = None if config.vectors is None else load_vectors(config.vectors, tokenizer)
     if vectors is not None:
         spec = replace(spec, in_channels=vectors.values.shape[1])
+    adversarial = config.adversarial
+    if adversarial is None:
+        adversarial = ADVERSARIAL if are_short(source) else 0.0
     make = partial(
         Model.build,
         labels=splits.train.target.names,
         problem_type=config.problem_type,
         processor=tokenizer,
         head={"pooling": "mean_max", "dropout": config.dropout},
-        embedding=Embedding(config.embedding_dropout, config.word_dropout, config.adversarial),
+        embedding=Embedding(config.embedding_dropout, config.word_dropout, adversarial),
     )
 
     def build(**changes: Any) -> Model:
@@ -167,6 +178,7 @@ def experiment(config: TextClassification, target: Target | None = None) -> Expe
     judged &= len(validation) >= ENOUGH
     short, middle, long = (train.lengths.sort().values[[0, len(train) // 2, -1]]).tolist()
     found = f"{len(tokenizer):,} tokens; texts of {short} to {long}, half of them up to {middle}."
+    found += f" Adversarial training of {adversarial} (--adversarial)." if adversarial else ""
     found += f" {vectors}." if vectors is not None else ""
 
     def simple() -> tuple[str, Metric]:

@@ -284,23 +284,26 @@ def test_classes_count_alike_when_asked(
 
 
 def test_settings_follow_the_texts(tmp_path: Path, refused: Callable[..., str]) -> None:
-    def tokenizer(text: str, **options: Any) -> Any:
+    def settings(text: str, **options: Any) -> Any:
         table = pandas.DataFrame({"text": [f"{text} {row} ." for row in range(20)] * 2})
         table["label"] = table.index % 2
         table.to_csv(tmp_path / "texts.csv", index=False)
         options = {"data": str(tmp_path / "texts.csv"), "tfidf": False, "device": "cpu", **options}
         made = classify_text.experiment(classify_text.Config(**options))
         assert made.finish is None and made.train.tfidf_logits is None
-        return made.build().processor, made.most_epochs
+        model = made.build()
+        adversarial = model.config.embedding["adversarial"]
+        assert ("Adversarial training" in made.found) == (adversarial > 0)
+        return model.processor, made.most_epochs, adversarial
 
-    short, epochs = tokenizer("who is it")
-    assert short.ngrams == Ngrams() and epochs > 1000
+    short, epochs, adversarial = settings("who is it")
+    assert short.ngrams == Ngrams() and epochs > 1000 and adversarial == 0.4
     assert "." in short.get_vocab() and "19" in short.get_vocab()  # they stand there twice
-    assert len(tokenizer("who is it", min_frequency=30)[0]) == 3 + len("who is it .".split())
-    long, epochs = tokenizer("who is it " * 30)
-    assert not isinstance(long, NgramTokenizer) and epochs > 1000
-    assert tokenizer("who is it " * 30, most_tokens=1)[1] == 4  # but four at least
-    assert tokenizer("who is it", most_tokens=0)[1] is None
+    assert len(settings("who is it", min_frequency=30)[0]) == 3 + len("who is it .".split())
+    long, epochs, adversarial = settings("who is it " * 30)
+    assert not isinstance(long, NgramTokenizer) and epochs > 1000 and adversarial == 0
+    assert settings("who is it " * 30, most_tokens=1)[1] == 4  # but four at least
+    assert settings("who is it", most_tokens=0, adversarial=0.1)[1:] == (None, 0.1)
     error = refused(classify, "--data", "x", "--tokenizer", "byte", "--min-frequency", "3")
     assert "--min-frequency is not for --tokenizer byte" in error
 
