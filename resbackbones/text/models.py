@@ -32,12 +32,13 @@ class Embedding:
     Attributes:
         dropout: on each number of the vectors, in training.
         word_dropout: whole tokens left out, in training (Iyyer et al. 2015, section 3.1).
-        adversarial: in training each text counts twice, as it is and moved by this much the way
-            that makes it hardest (Miyato et al. 2017, section 3), in lengths of its average vector.
-            The less a text is told from a guess, the less it is moved, so that training starts.
+        adversarial: length of the adversarial step in training, in lengths of the text's average
+            vector (Miyato et al. 2017, section 3): the loss is the mean of a text's own and of its
+            loss that far up the slope. The less sure the net is of a text, the shorter its step,
+            as training would not start otherwise.
 
     Raises:
-        InputError: a dropout outside 0 to 1, or no such move.
+        InputError: a dropout outside 0 to 1, or a step below 0.
     """
 
     dropout: float = 0.0
@@ -247,17 +248,17 @@ class ResidualForSequenceClassification(ResidualClassifier):
         loss = self.loss(logits, labels)
         adversarial = self.training and self.embedding.options.adversarial
         if adversarial and loss is not None and x.requires_grad:
-            moved = x + self.hardest_move(x, lengths, logits, loss)
-            harder = self.loss(self.classify(moved, lengths), labels)
+            step = self.adversarial_step(x, lengths, logits, loss)
+            harder = self.loss(self.classify(x + step, lengths), labels)
             assert harder is not None  # as there are labels
             loss = (loss + harder) / 2
         logits = self._shared(logits, tfidf_logits)
         return SequenceClassifierOutput(loss=loss, logits=logits)
 
-    def hardest_move(
+    def adversarial_step(
         self, x: Tensor, lengths: Tensor | None, logits: Tensor, loss: Tensor
     ) -> Tensor:
-        """The step, `(B, C, T)`, that makes each text hardest: up the slope of the loss, as long as
+        """Each text's step up the slope of the loss, `(B, C, T)`, as long as
         `Embedding.adversarial` says, times how sure the net is of the text.
 
         Args:

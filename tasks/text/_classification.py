@@ -63,9 +63,9 @@ class TextClassification(Classification):
     word_dropout: float = 0.1
     """Share of tokens left out in training."""
     adversarial: float | None = None
-    """Train on each text as it is and as it is hardest, its vectors moved so far, in lengths of one
-    of them (0.4 where half the texts have up to 64 words, else 0: as it is alone, in half the
-    time)."""
+    """Length of the adversarial step, in lengths of a token vector: train on each text as it is and
+    moved so far up the slope of the loss (0.4 where half the texts have up to 64 words; else 0, not
+    at all, which takes half the time)."""
     all_rows: bool = False
     """Train on the validation rows too. They choose nothing here (the last weights are kept, and
     the baseline has half a share), but then there is no curve to watch."""
@@ -178,7 +178,7 @@ def experiment(config: TextClassification, target: Target | None = None) -> Expe
     judged &= len(validation) >= ENOUGH
     short, middle, long = (train.lengths.sort().values[[0, len(train) // 2, -1]]).tolist()
     found = f"{len(tokenizer):,} tokens; texts of {short} to {long}, half of them up to {middle}."
-    found += f" Adversarial training of {adversarial} (--adversarial)." if adversarial else ""
+    found += f" Adversarial steps of {adversarial} (--adversarial)." if adversarial else ""
     found += f" {vectors}." if vectors is not None else ""
 
     def simple() -> tuple[str, Metric]:

@@ -293,7 +293,7 @@ def test_settings_follow_the_texts(tmp_path: Path, refused: Callable[..., str]) 
         assert made.finish is None and made.train.tfidf_logits is None
         model = made.build()
         adversarial = model.config.embedding["adversarial"]
-        assert ("Adversarial training" in made.found) == (adversarial > 0)
+        assert ("Adversarial steps" in made.found) == (adversarial > 0)
         return model.processor, made.most_epochs, adversarial
 
     short, epochs, adversarial = settings("who is it")

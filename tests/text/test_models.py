@@ -265,7 +265,7 @@ def adversarial(size: float) -> tuple[ResidualForSequenceClassification, dict[st
     return model, {**batch, "labels": torch.tensor([0, 1, 2])}
 
 
-def test_adversarial_texts_are_the_hardest_so_near() -> None:
+def test_no_step_so_short_raises_the_loss_more() -> None:
     model, batch = adversarial(0.01)
     x = model.embedding(batch["input_ids"], batch["ngram_ids"])
     lengths = batch["attention_mask"].sum(1)
@@ -275,35 +275,35 @@ def test_adversarial_texts_are_the_hardest_so_near() -> None:
         return logits, torch.nn.functional.cross_entropy(logits, batch["labels"], reduction="none")
 
     logits, losses = loss_of(x)
-    move = model.hardest_move(x, lengths, logits, losses.mean())
+    step = model.adversarial_step(x, lengths, logits, losses.mean())
     real = batch["attention_mask"].bool().unsqueeze(1)
-    assert not move.masked_select(~real).any()
+    assert not step.masked_select(~real).any()
     for row, length in enumerate(lengths):
         sure = 1 - model.doubt(logits)[row]
         vector = x[row].square().sum(0).sum().div(length).sqrt()
-        assert torch.isclose(move[row].norm(), 0.01 * sure * vector, rtol=1e-4)
+        assert torch.isclose(step[row].norm(), 0.01 * sure * vector, rtol=1e-4)
         one = x[row : row + 1, :, :length].detach().requires_grad_()
         alone = model.classify(one)
         loss = model.loss(alone, batch["labels"][row : row + 1])
-        single = model.hardest_move(one, None, alone, loss)[0]
-        assert torch.allclose(move[row, :, :length], single, atol=1e-4 * float(single.abs().max()))
-    hardest = loss_of(x + move)[1] - losses
+        single = model.adversarial_step(one, None, alone, loss)[0]
+        assert torch.allclose(step[row, :, :length], single, atol=1e-4 * float(single.abs().max()))
+    steepest = loss_of(x + step)[1] - losses
     torch.manual_seed(0)
     for _ in range(10):
         other = torch.randn_like(x) * real
-        other *= (move.flatten(1).norm(dim=1) / other.flatten(1).norm(dim=1))[:, None, None]
-        assert (hardest > (loss_of(x + other)[1] - losses).abs()).all()
+        other *= (step.flatten(1).norm(dim=1) / other.flatten(1).norm(dim=1))[:, None, None]
+        assert (steepest > (loss_of(x + other)[1] - losses).abs()).all()
 
 
-def test_a_text_counts_as_it_is_and_as_it_is_hardest() -> None:
+def test_the_loss_is_of_texts_as_they_are_and_behind_their_step() -> None:
     model, batch = adversarial(0.5)
     usual, _ = adversarial(0.0)
     plain = usual(**batch).loss
     x = model.embedding(batch["input_ids"], batch["ngram_ids"])
     lengths = batch["attention_mask"].sum(1)
     logits = model.classify(x, lengths)
-    move = model.hardest_move(x, lengths, logits, model.loss(logits, batch["labels"]))
-    hard = model.classify(x + move, lengths)
+    step = model.adversarial_step(x, lengths, logits, model.loss(logits, batch["labels"]))
+    hard = model.classify(x + step, lengths)
     loss = model(**batch).loss
     assert torch.isclose(loss, (plain + model.loss(hard, batch["labels"])) / 2) and loss > plain
     loss.backward()
@@ -319,7 +319,7 @@ def test_a_text_counts_as_it_is_and_as_it_is_hardest() -> None:
 
 
 @pytest.mark.parametrize("problem", [None, "multi_label_classification"])
-def test_who_only_guesses_is_left_in_peace(problem: str | None) -> None:
+def test_doubt_is_1_where_the_net_guesses(problem: str | None) -> None:
     embedding = Embedding(adversarial=1.0)
     model = trained("ngrams", problem_type=problem, embedding=embedding)
     guess, sure = torch.zeros(1, 3), torch.tensor([[20.0, -20.0, -20.0]])
