@@ -261,12 +261,15 @@ def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """The commit this package runs from, with "-dirty" after local changes; None outside git."""
+    """The commit this package runs from, with "-dirty" after local changes of anything but records;
+    None outside git."""
     here = Path(__file__).resolve()
     # Tracked here? A package installed inside some other checkout must not name *its* commit.
     if _git(here.parent, "ls-files", "--error-unmatch", here.name) is None:
         return None
-    return _git(here.parent, "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
+    name = _git(here.parent, "rev-parse", "--short=12", "HEAD")
+    changes = ["status", "--porcelain", "--untracked-files=no", "--", ":/", ":(exclude,top)results"]
+    return f"{name}-dirty" if name and _git(here.parent, *changes) else name
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

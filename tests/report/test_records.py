@@ -71,6 +71,18 @@ def test_the_commit_is_that_of_this_package_or_nothing(
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
     monkeypatch.setattr(records, "__file__", str(outside))
     assert report.commit() is None  # inside a checkout that does not track it
+    measured = tmp_path / "results" / "one.json"
+    measured.parent.mkdir()
+    measured.write_text("")
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=x", "-c", "user.email=x@y.z"]
+    subprocess.run([*git, "add", "."], check=True)
+    subprocess.run([*git, "commit", "-qm", "begin"], check=True)
+    name = report.commit()
+    assert name is not None and len(name) == 12
+    measured.write_text("a record written before this one")
+    assert report.commit() == name
+    outside.write_text("# changed")
+    assert report.commit() == f"{name}-dirty"
 
 
 def test_numbers_that_must_not_be_published_are_refused() -> None:
