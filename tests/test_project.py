@@ -63,20 +63,12 @@ def test_the_test_command_stands_in_the_readme_alone() -> None:
         assert repeated not in read(".ci/run")
 
 
-def test_the_readme_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"^```python\n(.*?)^```$", read("README.md"), re.M | re.S)
-    assert blocks
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), {})
-
-
 def test_the_readme_examples_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     examples = re.findall(r"```python\n(.*?)```", read("README.md"), re.DOTALL)
-    assert len(examples) == 6  # two of the core, one per wing, one of training
+    assert len(examples) == 7  # two of the core, four of the wings, one of training
     for example in examples:
         exec(compile(example, "README.md", "exec"), {})
     assert "in the first block" in capsys.readouterr().out

@@ -167,7 +167,7 @@ class Backbone(nn.Module):
                 f"from 0 to {every[-1]}, or from -1 backwards"
             )
         wanted = every if stages is None else [every[stage] for stage in stages]
-        return self._features(x, Context.of(x, lengths), wanted)
+        return self.features(x, Context.of(x, lengths), wanted)
 
     def _check(self, x: Tensor) -> None:
         spec = self.spec
@@ -192,7 +192,9 @@ class Backbone(nn.Module):
                 f"convert it with .to({weights}), or the model with .to({x.dtype})"
             )
 
-    def _features(self, x: Tensor, context: Context, wanted: Sequence[int]) -> tuple[Tensor, ...]:
+    def features(self, x: Tensor, context: Context, wanted: Sequence[int]) -> tuple[Tensor, ...]:
+        """As `forward`, of an input known to fit and under a context of one's own; `wanted` stages
+        are counted from 0."""
         if self.spec.dims == 1:
             x = x.unsqueeze(2)
         x = context.clear(x)
@@ -324,7 +326,7 @@ class Stream:
                 f"{tuple(self._last.shape)}; only the last axis may differ"
             )
         self._last = chunk[..., :0]
-        return self._net._features(chunk, self._context, range(len(self._net.stages)))
+        return self._net.features(chunk, self._context, range(len(self._net.stages)))
 
     def finish(self) -> tuple[Tensor, ...]:
         """End the input, and get what was not certain before: of a causal net always no position,

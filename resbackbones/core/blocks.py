@@ -112,7 +112,7 @@ class Convolution(nn.Module):
     def forward(self, x: Tensor, context: Context = WHOLE) -> Tensor:
         if self.bias is not None:
             x = self.bias(x)
-        if self.reads_padding:
+        if self.reads_padding or (self.reach[-1] and context.leading is not None):
             x = context.mask(x)
         if any(self.patches):
             ends = map(beyond, x.shape[2:], self.stride, self.reach)
@@ -122,10 +122,20 @@ class Convolution(nn.Module):
             return self.conv(x)
         history = self.reach[-1]
         x = context.recall(self, x, history, self.stride[-1])
+        one = context.memory is not None and x.shape[-2:] == (1, history + 1)
+        if one and self.conv.kernel_size[0] == self.conv.groups == 1:
+            return self._one_window(x)
         short = history + 1 - x.shape[-1] if context.memory is not None else 0
         if short > 0:  # a piece of a stream that completes no window
             return self.conv(functional.pad(x, (0, short)))[..., :0]
         return self.conv(x)
+
+    def _one_window(self, x: Tensor) -> Tensor:
+        """What is made of `(B, C, 1, reach + 1)`: a product of matrices, which for so little is
+        several times faster than a convolution."""
+        taps = x[..., :: self.conv.dilation[-1]].flatten(1)
+        y = functional.linear(taps, self.conv.weight.flatten(1), self.conv.bias)
+        return y[:, :, None, None]
 
 
 class Standardized(nn.Module):

@@ -22,15 +22,19 @@ class Context:
         lengths: real positions of each item, int64 `(B,)`; None means all.
         memory: what modules remember from one piece of a stream to the next; None means that the
             input is whole.
+        leading: positions of padding before each item, int64 `(B,)`, which its lengths include;
+            None means none. It is for nets without strides.
     """
 
     def __init__(
         self,
         lengths: Tensor | None = None,
         memory: "dict[nn.Module, tuple[Tensor, int]] | None" = None,
+        leading: Tensor | None = None,
     ) -> None:
         self.lengths = lengths
         self.memory = memory
+        self.leading = leading
         # Each is worked out once per resolution.
         self._strided: dict[int, Context] = {}
         self._valid: Tensor | None = None
@@ -83,7 +87,10 @@ class Context:
         """Mark the real positions of x, bool `(B, 1, 1, W)`; only where there are lengths."""
         assert self.lengths is not None
         if self._valid is None:
-            self._valid = valid_mask(self.lengths, x.shape[-1])[:, None, None]
+            valid = valid_mask(self.lengths, x.shape[-1])
+            if self.leading is not None:
+                valid &= ~valid_mask(self.leading, x.shape[-1])
+            self._valid = valid[:, None, None]
         return self._valid
 
     def mask(self, x: Tensor) -> Tensor:

@@ -1,10 +1,17 @@
 """Texts in, classes out. Importing this registers the models with transformers' Auto classes."""
 
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
 
 from resbackbones.core.pieces import Approximate
-from resbackbones.text.data import TextItems
+from resbackbones.text.data import TextItems, TokenWindows
 from resbackbones.text.explain import Attribution, attribute, attribution_page
+from resbackbones.text.generation import Memory, ResidualForCausalLM
+from resbackbones.text.metrics import Perplexity
 from resbackbones.text.models import (
     Embedding,
     ResidualForSequenceClassification,
@@ -18,19 +25,24 @@ AutoConfig.register(ResidualTextConfig.model_type, ResidualTextConfig)
 # Each is found by its name; the last also where a folder names none.
 for _tokenizer in (NgramTokenizer, TextTokenizer):
     AutoTokenizer.register(ResidualTextConfig, _tokenizer, exist_ok=True)
+AutoModelForCausalLM.register(ResidualTextConfig, ResidualForCausalLM)
 AutoModelForSequenceClassification.register(ResidualTextConfig, ResidualForSequenceClassification)
 
 __all__ = [
     "Approximate",
     "Attribution",
     "Embedding",
+    "Memory",
     "NgramTokenizer",
     "Ngrams",
+    "Perplexity",
+    "ResidualForCausalLM",
     "ResidualForSequenceClassification",
     "ResidualTextConfig",
     "TextItems",
     "TextTokenizer",
     "TfidfClassifier",
+    "TokenWindows",
     "WordVectors",
     "attribute",
     "attribution_page",

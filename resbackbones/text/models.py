@@ -62,9 +62,12 @@ class ResidualTextConfig(ResidualConfig):
     Attributes:
         vocab_size: tokens the tokenizer knows.
         pad_token_id: the token of the padding, whose vector is 0.
+        bos_token_id, eos_token_id: the tokens that begin and end a text; None where none does.
         ngram_buckets: numbers its character n-grams have; 0 where it gives none.
         tfidf: the share of the tokenizer's TF-IDF classifier in the logits, 0 to 1; the rest is the
             net's.
+        tie_word_embeddings: whether a language model compares what comes next with the vectors of
+            its embedding.
         embedding: fields of `Embedding`.
     """
 
@@ -72,8 +75,11 @@ class ResidualTextConfig(ResidualConfig):
 
     vocab_size: int = 0
     pad_token_id: int = 0
+    bos_token_id: int | None = None
+    eos_token_id: int | None = None
     ngram_buckets: int = 0
     tfidf: float = 0.0
+    tie_word_embeddings: bool = False
     embedding: dict[str, Any] | None = None
 
 
