@@ -26,6 +26,7 @@ from tasks.text._baseline import NAME, baseline, fit, part_of_the_answer, share_
 
 SHORT = 64  # words of half the texts, up to which n-grams and adversarial training pay
 ADVERSARIAL = 0.4  # of short texts
+PER_WORD = 8  # numbers that the n-grams of a word have, at least, up to those of Ngrams()
 FEWEST = 4  # epochs of texts however long
 ENOUGH = 100  # validation rows to choose a share by
 GPU = {"batch_size": 256, "budget": 131_072, "learning_rate": 4e-3}
@@ -111,11 +112,16 @@ class TextClassification(Classification):
         if words:
             options["lowercase"] = True
             options["min_frequency"] = self.min_frequency or (1 if self.vectors else 2)
-        ngrams = self.ngrams == "yes" or (self.ngrams == "auto" and words and are_short(source))
+        found = given(source)
+        ngrams = None
+        if self.ngrams == "yes" or (self.ngrams == "auto" and words and are_short(source)):
+            different = len({word for text in found for word in str(text).lower().split()})
+            # The table of few words is small, and so quick to train.
+            ngrams = Ngrams(buckets=min(Ngrams.buckets, 2 ** (different * PER_WORD).bit_length()))
         return train_tokenizer(
-            given(source),
+            found,
             self.tokenizer,
-            ngrams=Ngrams() if ngrams else None,
+            ngrams=ngrams,
             max_length=self.max_length,
             **{name: value for name, value in options.items() if value is not None},
         )
