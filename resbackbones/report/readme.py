@@ -92,28 +92,25 @@ def benchmark_table(records: Sequence[Record]) -> str:
 def ablations_table(records: Sequence[Record]) -> str:
     """One row per change of a training, below the training as it is, with its gain over that."""
     arms = {(r.task, r.dataset, *_changed(r)): r for r in records}
+    compared = {key[:3] for key in arms if key[3]}
     rows = []
-    for task, dataset, arm in sorted({key[:3] for key in arms if key[3]}):
+    for (task, dataset, arm, change), record in sorted(arms.items()):
+        if (task, dataset, arm) not in compared:
+            continue
         usual = arms.get((task, dataset, arm, ""))
-        others = [
-            (key[3], record) for key, record in arms.items() if key[:3] == (task, dataset, arm)
-        ]
-        for change, record in sorted(others):
-            gain = "-"
-            if usual is not None and change:
-                gain = f"{100 * (record.mean - usual.mean):+.1f}"
-            rows.append(
-                [
-                    task,
-                    f"{dataset}, {record.split}",
-                    arm,
-                    change or "as it is",
-                    _measured(record),
-                    gain,
-                    f"{statistics.fmean(record.seconds):.0f} s",
-                    _machine(record),
-                ]
-            )
+        gain = f"{100 * (record.mean - usual.mean):+.1f}" if usual and change else "-"
+        rows.append(
+            [
+                task,
+                f"{dataset}, {record.split}",
+                arm,
+                change or "as it is",
+                _measured(record),
+                gain,
+                f"{statistics.fmean(record.seconds):.0f} s",
+                _machine(record),
+            ]
+        )
     header = ["task", "data, split", "net", "change", "mean ± sd (seeds)", "gain"]
     return _table([*header, "per seed", "on"], rows, left=4)
 

@@ -1,4 +1,4 @@
-"""Texts in, classes out. Importing this registers the models with transformers' Auto classes."""
+"""Texts in, classes or more text out. Importing this registers the models with the Auto classes."""
 
 from transformers import (
     AutoConfig,

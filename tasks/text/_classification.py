@@ -1,5 +1,6 @@
 """What the recipes of text classifiers share: their fields, and what is trained on what."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -104,17 +105,16 @@ class TextClassification(Classification):
     def columns(self, target: Target) -> dict[str, str | None]:
         return {**super().columns(target), "pair": self.pair_column}
 
-    def learned_tokenizer(self, source: Source) -> Any:
-        """A tokenizer of a source's texts."""
+    def learned_tokenizer(self, found: Sequence[str], short: bool) -> Any:
+        """A tokenizer of these texts."""
         words = self.tokenizer == "word"
         options: dict[str, Any] = {"vocab_size": self.vocab_size}
         options["min_frequency"] = self.min_frequency
         if words:
             options["lowercase"] = True
             options["min_frequency"] = self.min_frequency or (1 if self.vectors else 2)
-        found = given(source)
         ngrams = None
-        if self.ngrams == "yes" or (self.ngrams == "auto" and words and are_short(source)):
+        if self.ngrams == "yes" or (self.ngrams == "auto" and words and short):
             different = len({word for text in found for word in str(text).lower().split()})
             # The table of few words is small, and so quick to train.
             ngrams = Ngrams(buckets=min(Ngrams.buckets, 2 ** (different * PER_WORD).bit_length()))
@@ -127,14 +127,9 @@ class TextClassification(Classification):
         )
 
 
-def given(source: Source) -> list[str]:
-    """The texts of a source; a row without one is the items' to name."""
-    return [text for column in texts(source) for text in column if text is not None]
-
-
-def are_short(source: Source) -> bool:
-    """Whether half of a source's texts have up to 64 words."""
-    lengths = sorted(len(str(text).split()) for text in given(source))
+def are_short(found: Sequence[str]) -> bool:
+    """Whether half of these texts have up to 64 words."""
+    lengths = sorted(len(str(text).split()) for text in found)
     return not lengths or lengths[len(lengths) // 2] <= SHORT
 
 
@@ -147,7 +142,10 @@ def experiment(config: TextClassification, target: Target | None = None) -> Expe
             "leave --all-rows out"
         )
     source = joined(splits.train, splits.validation) if config.all_rows else splits.train
-    tokenizer = config.learned_tokenizer(source)
+    # A row without a text is the items' to name.
+    given = [text for column in texts(source) for text in column if text is not None]
+    short_texts = are_short(given)
+    tokenizer = config.learned_tokenizer(given, short_texts)
     train, validation, test = each(
         replace(splits, train=source), lambda part: items(config, part, tokenizer)
     )
@@ -162,7 +160,7 @@ def experiment(config: TextClassification, target: Target | None = None) -> Expe
         spec = replace(spec, in_channels=vectors.values.shape[1])
     adversarial = config.adversarial
     if adversarial is None:
-        adversarial = ADVERSARIAL if are_short(source) else 0.0
+        adversarial = ADVERSARIAL if short_texts else 0.0
     make = partial(
         Model.build,
         labels=splits.train.target.names,
