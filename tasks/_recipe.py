@@ -125,8 +125,13 @@ class Recipe(Options):
             raise InputError("--freeze keeps what --weights gives; give both, or neither")
         if self.data is None and not self.predict:
             raise InputError("there is nothing to train on; name your data with --data")
-        if len(self.predict) == 1:
+        if len(self.predict) == 1 and not self.asks:
             raise InputError("--predict names a model and no file; give files behind the model")
+
+    @property
+    def asks(self) -> bool:
+        """Whether a saved model is asked something that stands in no file."""
+        return False
 
     @property
     def where(self) -> torch.device:
@@ -191,6 +196,11 @@ class Experiment:
         found: what there is to say of the items before training: sizes, durations, lengths.
         finish: what is still done to a trained model before it is measured and saved.
         most_epochs: what these items take at most; None for as many as the configuration has.
+        protocol: what was trained on and chosen by, in a few words, where items are no rows of the
+            splits (windows of a text); `found` then says all there is to say of the data.
+        split: what is measured on, where it is neither "test" nor, without that, "validation".
+        per: what the multiply-adds are counted for, and how many of these an item has.
+        sample: what a trained model makes, as text, for the record.
     """
 
     splits: Splits
@@ -202,6 +212,10 @@ class Experiment:
     found: str
     finish: Callable[[Any], None] | None = None
     most_epochs: int | None = None
+    protocol: str = ""
+    split: str = ""
+    per: tuple[str, int] = ("item", 1)
+    sample: Callable[[Any], str] | None = None
 
     @property
     def skipped(self) -> list[str]:
@@ -225,7 +239,8 @@ class Task:
         kind: of its inputs: "image", "audio" or "text".
         config: its fields.
         experiment: what it trains.
-        items: a source as the items of a model with this processor, not augmented.
+        items: a source as the items, not augmented, of a model with this processor or, `by_model`,
+            of this model.
         models: the classes of its models; the configuration of a saved one says which it is.
         read: a file as what `answer` takes, one input or more, for this processor.
         use: Python that loads `{model}`, of the class `{name}`, and calls it.
@@ -233,9 +248,11 @@ class Task:
         figures: as they stand in the table, those that the metric has; the first of these is the
             one recorded.
         target: what a model is measured on.
-        answer: from a model to what it makes of an input, as cells of a table by their headings.
+        answer: from a model to what it makes of an input, as cells of a table by their headings;
+            None where `predicted` tells it.
         predicted: what else is made of a configuration, a model and the inputs that it answered.
         remarks: what else there is to say of a metric, in sentences.
+        by_model: whether more than a model's processor tells how its items are made.
     """
 
     name: str
@@ -249,9 +266,10 @@ class Task:
     gpu: Mapping[str, Any]
     figures: tuple[str, ...] = FIGURES
     target: Callable[[Any], Target] = known_target
-    answer: Callable[[Any], Callable[[Any], Mapping[str, str]]] = name_classes
+    answer: Callable[[Any], Callable[[Any], Mapping[str, str]]] | None = name_classes
     predicted: Callable[[Any, Any, Sequence[Any]], None] | None = None
     remarks: Callable[[Any], Iterable[str]] = lambda metric: ()
+    by_model: bool = False
 
     def figure(self, metrics: Mapping[str, float]) -> str:
         """The one of a metric's figures that is recorded."""
@@ -294,7 +312,7 @@ def found(made: Experiment, say: Callable[..., None]) -> None:
     """Say what the data are, before anything is learned from them."""
     splits = made.splits
     other = splits.test or splits.validation
-    said = [splits.found(), made.found]
+    said = [made.found] if made.protocol else [splits.found(), made.found]
     if (leak := speaker_leak(splits.train, other)) is not None:
         said.append(f"{leak:.0%} of the items of {other.name} are of groups seen in training.")
     for line in filter(None, said):
@@ -371,7 +389,8 @@ def one_seed(
         counted = other.metric()
         measure(other, part.test, counted)
         metric.merge(counted)
-    return Run(seed, metric, result)
+    sample = world.once(lambda: made.sample(model)) if made.sample is not None else ""
+    return Run(seed, metric, result, sample)
 
 
 def fitting(config: Recipe, made: Experiment, world: World, say: Callable[..., None]) -> Recipe:
@@ -415,20 +434,22 @@ def conclude(
     model = made.build()
     example = {n: x.unsqueeze(0) for n, x in made.test[0].items() if n != "labels"}
     parameters = count_parameters(model)
-    macs = count_macs(model, {n: x.cpu() for n, x in example.items()})
-    split = f"{parts}-fold cross-validation" if parts else "test split"
-    if not parts and splits.test is None:
-        split = "validation split"
-    print(f"\n{name}, {split} ({protocol(made)})\n")
+    unit, count = made.per
+    macs = count_macs(model, {n: x.cpu() for n, x in example.items()}) // count
+    split = f"{parts}-fold cross-validation"
+    if not parts:
+        split = made.split or ("validation" if splits.test is None else "test")
+    print(f"\n{name}, {split}{'' if parts else ' split'} ({protocol(made)})\n")
     simple = baseline[1].compute()
     figure = task.figure(simple)
     print(table(task.figures, config.arm, runs, baseline))
     seconds = sum(run.result.seconds for run in runs) / len(runs)
     print(
         f"\n{report.format_count(parameters)} parameters, {report.format_count(macs)} MACs per "
-        f"item; training {seconds:.0f} s per seed"
+        f"{unit}; training {seconds:.0f} s per seed"
     )
-    for line in [*task.remarks(runs[0].metric), *remarks(figure, runs, baseline, made.skipped)]:
+    said = remarks(figure, runs, baseline, made.skipped, config.higher_is_better)
+    for line in [*task.remarks(runs[0].metric), *said]:
         print(_running.wrapped(line))
     write_results(folder / "results.json", runs, baseline)
     if config.record:
@@ -436,9 +457,10 @@ def conclude(
             task=task.name,
             dataset=name,
             protocol=protocol(made),
-            split=split.removesuffix(" split"),
+            split=split,
             arm=config.arm,
             metric=figure,
+            higher_is_better=config.higher_is_better,
             seeds=[run.seed for run in runs],
             values=[run.metrics[figure] for run in runs],
             seconds=[run.result.seconds for run in runs],
@@ -447,6 +469,7 @@ def conclude(
             baseline=(baseline[0], simple[figure]),
             held_out=splits.held_out,
             skipped=len(made.skipped),
+            sample=runs[0].sample,
         )
         print(f"recorded {report.save_record(made_record)}")
     print(f"\nModels, logs and curves are in {folder}; results.json has each class. Use one:\n")
@@ -457,6 +480,8 @@ def conclude(
 
 def protocol(made: Experiment) -> str:
     """What was trained on and chosen by, in a few words."""
+    if made.protocol:
+        return made.protocol
     held = made.splits.how
     if made.validation is None:
         rows = f"{len(made.train):,} training rows, those for validation among them"

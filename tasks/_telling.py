@@ -25,6 +25,7 @@ class Run:
     seed: int
     metric: Metric
     result: Result
+    sample: str = ""
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -66,7 +67,11 @@ def cells(names: Sequence[str], metrics: Mapping[str, float]) -> list[str]:
 
 
 def remarks(
-    figure: str, runs: Sequence[Run], baseline: tuple[str, Metric], skipped: Sequence[str]
+    figure: str,
+    runs: Sequence[Run],
+    baseline: tuple[str, Metric],
+    skipped: Sequence[str],
+    higher_is_better: bool = True,
 ) -> Iterator[str]:
     """What the net takes for what, and what the figures mean, where a reader may miss it."""
     ours = sum(run.metrics[figure] for run in runs) / len(runs)
@@ -82,7 +87,7 @@ def remarks(
             "the net is no better than always naming the most frequent class; try another "
             "--learning-rate, more --least-steps, or see whether labels fit their inputs"
         )
-    elif ours < theirs:
+    elif (ours < theirs) if higher_is_better else (ours > theirs):
         yield (
             f"{baseline[0]} is better here than the net: use it, or give the net more data or "
             "more --epochs"

@@ -58,14 +58,14 @@ def measure(task: Task, config: Recipe, saved: Path) -> None:
     world = World.join(config.device)
     model = load(task, saved).to(world.device)
     source = config.open_alone(task.kind, task.target(model))
-    items = task.items(config, source, model.processor)
+    items = task.items(config, source, model if task.by_model else model.processor)
     metric = model.metric()
     size = config.evaluation_batch_size
     metrics = evaluate(model, items, metric, batch_size=size, budget=config.budget)
     if world.first:
         print(f"\n{saved} on {len(items):,} items of {source.name}\n")
         print(report.markdown_table(header(metrics), [cells(list(metrics), metrics)], left=0))
-        print(f"\n{class_table(metric)}\n")
+        print(f"\n{class_table(metric)}\n" if hasattr(metric, "per_class") else "")
         said = [*task.remarks(metric)]
         if isinstance(metric, Confusion):
             said += [*mistakes(metric), *how_well_known(metric)]
@@ -77,7 +77,7 @@ def predict(task: Task, config: Recipe) -> None:
     """Have a saved model answer files."""
     saved, *files = config.predict
     model = load(task, saved).to(World.join(config.device).device).eval()
-    answer = task.answer(model)
+    answer = task.answer and task.answer(model)
     rows: list[Mapping[str, str]] = []
     inputs, skipped = [], []
     for path in [path for given in files for path in _files(given, task.kind)]:
@@ -96,7 +96,8 @@ def predict(task: Task, config: Recipe) -> None:
         for value in values:
             text = isinstance(value, str)
             shown = {"text": value[:60]} if text else {"file": str(path)}
-            rows.append({**shown, **answer(value)})
+            if answer is not None:
+                rows.append({**shown, **answer(value)})
             if task.predicted is not None:
                 inputs.append(value)
     if rows:

@@ -173,6 +173,14 @@ _WORD_CONVNEXT = replace(
 )  # fmt: skip
 
 
+# Ours, for the next character: gated layers at dilations 1, 2, 4, 8 and 16, twice.
+_CHAR_GCNN = BackboneSpec(
+    tuple(Stage(192, 1, dilation=2 ** (layer % 5)) for layer in range(10)),
+    dims=1, in_channels=192, branch=Gated(), order="pre", norm="layer", activation="silu",
+    causal=True,
+)  # fmt: skip
+
+
 SPECS: dict[str, BackboneSpec] = {
     "resnet18": _basic(2, 2, 2, 2),
     "resnet34": _basic(3, 4, 6, 3),
@@ -239,6 +247,7 @@ SPECS: dict[str, BackboneSpec] = {
     "tcn": _tcn(4, 600, 600, 0.45),
     "tcn_char": _tcn(3, 450, 100, 0.1),
     "gcnn14": _GCNN14,
+    "char_gcnn10": _CHAR_GCNN,
 }
 
 

@@ -2,6 +2,7 @@
 
 open_dataset(where)   one split: its rows, which column is what, what is to be predicted
 open_splits(where)    train, validation and test; without a validation split, 10 % of train
+open_unlabelled(where)    the same without labels and as they are, for raw text
 Classes, Labels, Boxes, Masks, Transcripts, NoTarget   what is to be predicted
 Target, Column        base of others; what it reads
 read(source, decode)  every item decoded, the bad ones named; Rereader decodes some again
@@ -16,7 +17,7 @@ from resbackbones.data.columns import Source
 from resbackbones.data.items import Items, draws, mixed_labels
 from resbackbones.data.labels import Labels
 from resbackbones.data.masks import IGNORED, Masks, open_mask
-from resbackbones.data.opening import open_dataset, open_splits
+from resbackbones.data.opening import open_dataset, open_splits, open_unlabelled
 from resbackbones.data.reading import Read, Rereader, read
 from resbackbones.data.shards import BadSample, Stream
 from resbackbones.data.splits import Splits, joined, speaker_leak
@@ -49,6 +50,7 @@ __all__ = [
     "open_dataset",
     "open_mask",
     "open_splits",
+    "open_unlabelled",
     "read",
     "speaker_leak",
 ]

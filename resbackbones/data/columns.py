@@ -56,6 +56,7 @@ class Source:
             there.
         place: from such a number to where a person finds the row, "line 3 of reviews.csv"; it may
             not know. None where there is no such place.
+        in_lines: whether the rows are the lines of a text, without their ends.
 
     >>> from datasets import Dataset
     >>> from resbackbones.data import open_dataset
@@ -73,6 +74,7 @@ class Source:
     name: str
     numbers: Tensor | None = field(default=None, compare=False, repr=False)
     place: Callable[[int], str | None] | None = field(default=None, compare=False, repr=False)
+    in_lines: bool = False
 
     @property
     def inputs(self) -> tuple[str, ...]:

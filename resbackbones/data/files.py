@@ -382,9 +382,11 @@ def _open_texts(where: Path, files: Mapping[str, list[Path]], asked: Asked) -> O
     for split, paths in files.items():
         names = [str(path) for path in paths]
         encoding = _encoding(where, paths, asked, notes)
+        if not any(path.stat().st_size for path in paths):
+            raise InputError(f"{', '.join(names)} is empty; give a file with text")
         with one_sentence(where, paths, encoding):
             splits[split] = datasets.load_dataset(
                 "text", split="train", data_files=names, encoding=encoding or "utf-8"
             )
     hint = " (a plain text is one row per line)"
-    return Opened(str(where), splits, where, notes=tuple(notes), hint=hint)
+    return Opened(str(where), splits, where, notes=tuple(notes), hint=hint, in_lines=True)

@@ -28,10 +28,10 @@ from resbackbones.data.columns import (
 )
 from resbackbones.data.files import open_path
 from resbackbones.data.pairs import open_pairs
-from resbackbones.data.paths import FORMATS, Asked, Opened, one_sentence, reason
+from resbackbones.data.paths import FORMATS, SPLITS, Asked, Opened, one_sentence, reason
 from resbackbones.data.reading import check_on_bad
 from resbackbones.data.splits import Splits, alone, hold_out, kinds, requires_kinds, stratified
-from resbackbones.data.targets import Classes, Target, refusal, refuse_faults
+from resbackbones.data.targets import Classes, NoTarget, Target, refusal, refuse_faults
 from resbackbones.errors import InputError, nearest
 
 if TYPE_CHECKING:
@@ -266,6 +266,37 @@ def open_splits(
     return Splits(train, validation, test, held_out, notes, tuple(skipped), how)
 
 
+def open_unlabelled(
+    where: "Where",
+    column: str | None = None,
+    *,
+    kind: str,
+    separator: str | None = None,
+    encoding: str | None = None,
+) -> dict[str, Source]:
+    """Open inputs alone, as raw text: those of "train", "validation" and "test" that are there, or
+    as "train" the only split there is. Nothing is held out.
+
+    Args:
+        where, separator, encoding: as for `open_dataset`; in a folder of texts each line is a row.
+        column: of the inputs, where type and usual names do not tell.
+        kind: "image", "audio" or "text".
+
+    Raises:
+        InputError: nothing to open there, no split to train on, an empty one, or a column that is
+            missing, wrong or ambiguous.
+    """
+    target = NoTarget()
+    opened = _open(where, target, kind, separator, encoding)
+    if len(opened.splits) == 1:
+        opened = replace(opened, splits={"train": next(iter(opened.splits.values()))})
+    told = {"input": column, "group": ""}
+    train = _source(opened, "train", told, kind, target, None)
+    others = [split for split in SPLITS if split != "train" and opened.find(split)]
+    told["input"] = train.columns["input"]
+    return {"train": train} | {s: _source(opened, s, told, kind, target, None) for s in others}
+
+
 def _open(
     where: Any, target: Target, kind: str | None, separator: str | None, encoding: str | None
 ) -> Opened:
@@ -372,7 +403,8 @@ def _source(
             f"group_pattern={group_pattern!r} is for items in files, but the texts of {name} stand "
             "in a table; name a column of groups there (--group-column)"
         )
-    source = Source(dataset, columns, target, name, place=opened.lines.get(found))
+    place = opened.lines.get(found)
+    source = Source(dataset, columns, target, name, place=place, in_lines=opened.in_lines)
     return source if group_pattern is None else _grouped_by_name(source, opened, group_pattern)
 
 

@@ -79,6 +79,7 @@ class Opened:
         notes: sentences on what was ignored or detected.
         hint: what else to say where a column is not found.
         in_files: whether each text is the content of the file in the column "file".
+        in_lines: whether each text is a line of a file, without its end.
         lines: of splits that are CSV files, where their rows are.
     """
 
@@ -89,6 +90,7 @@ class Opened:
     notes: tuple[str, ...] = ()
     hint: str = ""
     in_files: bool = False
+    in_lines: bool = False
     lines: "Mapping[str, Lines]" = field(default_factory=dict)
 
     def find(self, split: str) -> str | None:

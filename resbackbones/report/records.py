@@ -49,6 +49,7 @@ class Record:
         skipped: how many damaged items were left out.
         published: the best published figure, `{"name", "value", "source"}`; with "on" where it was
             measured on something else than this very split, which "on" names. None: not looked up.
+        sample: what the first seed's model wrote, where it writes.
     """
 
     task: str
@@ -73,6 +74,7 @@ class Record:
     held_out: dict[str, Any] | None = None
     skipped: int = 0
     published: dict[str, Any] | None = None
+    sample: str = ""
 
 
 def result_record(
@@ -93,6 +95,7 @@ def result_record(
     held_out: Sequence[int] | Mapping[str, Any] | None = None,
     skipped: int = 0,
     published: Mapping[str, Any] | None = None,
+    sample: str = "",
 ) -> Record:
     """Fill in what a record can find out by itself: mean, sd, hardware, versions, commit, command.
 
@@ -138,6 +141,7 @@ def result_record(
         held_out=None if held_out is None else dict(held_out),
         skipped=skipped,
         published=None if published is None else dict(published),
+        sample=sample,
     )
 
 

@@ -8,9 +8,10 @@ from transformers import (
 )
 
 from resbackbones.core.pieces import Approximate
-from resbackbones.text.data import TextItems, TokenWindows
+from resbackbones.text.data import TextItems
 from resbackbones.text.explain import Attribution, attribute, attribution_page
 from resbackbones.text.generation import Memory, ResidualForCausalLM
+from resbackbones.text.kneser_ney import KneserNey
 from resbackbones.text.metrics import Perplexity
 from resbackbones.text.models import (
     Embedding,
@@ -20,6 +21,7 @@ from resbackbones.text.models import (
 from resbackbones.text.tfidf import TfidfClassifier, choose_share
 from resbackbones.text.tokenizer import Ngrams, NgramTokenizer, TextTokenizer, train_tokenizer
 from resbackbones.text.vectors import WordVectors, load_vectors
+from resbackbones.text.windows import TokenRow, TokenWindows, running_text, tokenize
 
 AutoConfig.register(ResidualTextConfig.model_type, ResidualTextConfig)
 # Each is found by its name; the last also where a folder names none.
@@ -32,6 +34,7 @@ __all__ = [
     "Approximate",
     "Attribution",
     "Embedding",
+    "KneserNey",
     "Memory",
     "NgramTokenizer",
     "Ngrams",
@@ -42,11 +45,14 @@ __all__ = [
     "TextItems",
     "TextTokenizer",
     "TfidfClassifier",
+    "TokenRow",
     "TokenWindows",
     "WordVectors",
     "attribute",
     "attribution_page",
     "choose_share",
     "load_vectors",
+    "running_text",
+    "tokenize",
     "train_tokenizer",
 ]

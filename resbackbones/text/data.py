@@ -10,8 +10,6 @@ from transformers import PreTrainedTokenizerFast
 
 from resbackbones.core.context import valid_mask
 from resbackbones.data import Items, Source, read
-from resbackbones.errors import InputError
-from resbackbones.text.metrics import IGNORED
 from resbackbones.text.tokenizer import NgramTokenizer, cuts
 
 CHUNK = 1000  # texts tokenized in one call
@@ -128,75 +126,6 @@ class TextItems(Items):
         yield self._tokens.numpy().tobytes()
         yield b"" if self._distinct is None else self._distinct.numpy().tobytes()
         yield b"" if self.tfidf_logits is None else self.tfidf_logits.numpy().tobytes()
-
-
-class TokenWindows(Items):
-    """One long row of tokens in windows, for a language model to tell each from those before it.
-
-    An item is `length` tokens to tell behind those that are only read. Where `context` is the reach
-    of a net of convolutions, what it makes of windows is what it would make of the whole row.
-
-    Args:
-        tokens: of a text, or of several end to end, whole numbers `(N,)`.
-        length: tokens told per window; the last one may have fewer.
-        context: tokens read before each window, as far as there are some.
-        moving: begin windows elsewhere in every epoch, drawn from (seed, epoch), for training; an
-            epoch then leaves out up to two windows' tokens. Otherwise each token is told once, but
-            for the first.
-        pad_token_id: stands where there is no token.
-
-    Raises:
-        InputError: fewer tokens than a window has, two at least, or no such length or context.
-    """
-
-    def __init__(
-        self,
-        tokens: Tensor,
-        length: int,
-        *,
-        context: int = 0,
-        moving: bool = False,
-        pad_token_id: int = 0,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(seed)
-        if length < 1 or context < 0:
-            raise InputError(
-                f"length={length} and context={context} make no window; give 1 or 0 up"
-            )
-        least = 2 * length + 1 if moving else 2
-        if len(tokens) < least:
-            raise InputError(
-                f"{len(tokens)} tokens are too few for windows of {length}; give {least} or more, "
-                "or choose a smaller length"
-            )
-        self.tokens, self.size, self.context = tokens, length, context
-        self.moving, self.pad_token_id = moving, pad_token_id
-
-    def __len__(self) -> int:
-        told = len(self.tokens) - 1
-        return told // self.size - 1 if self.moving else -(-told // self.size)
-
-    def __getitems__(self, rows: Sequence[int]) -> dict[str, Tensor]:
-        """`input_ids`, `attention_mask` and `labels`, each `(B, context + 1 + length)`; labels are
-        -100 where a token is not to be told."""
-        starts = torch.as_tensor(rows) * self.size
-        if self.moving:
-            starts = starts + (self.draws([0], 1) * self.size).long().squeeze()
-        inside = torch.arange(-self.context, self.size + 1)
-        places = starts.unsqueeze(1) + inside
-        real = (places >= 0) & (places < len(self.tokens))
-        tokens = self.tokens[places.clamp(0, len(self.tokens) - 1)].long()
-        return {
-            "input_ids": tokens.masked_fill(~real, self.pad_token_id),
-            "attention_mask": (places >= 0).long(),  # what stands behind the end nobody reads
-            "labels": tokens.masked_fill(~real | (inside <= 0), IGNORED),
-        }
-
-    def _parts(self) -> Iterator[bytes | str]:
-        yield from super()._parts()
-        yield f"{self.size} {self.context} {self.moving}"
-        yield self.tokens.cpu().numpy().tobytes()
 
 
 def _texts(*values: Any) -> tuple[str, ...]:

@@ -6,7 +6,8 @@ a thousand.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
@@ -17,17 +18,21 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoTokenizer, Cache, GenerationMixin, PreTrainedTokenizerFast
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from resbackbones.core.backbone import Backbone
+from resbackbones.core.backbone import Backbone, modes_kept
 from resbackbones.core.context import Context
 from resbackbones.core.spec import BackboneSpec
 from resbackbones.core.zoo import resolve
+from resbackbones.data import Items
 from resbackbones.errors import InputError
 from resbackbones.pretrained import ResidualPreTrainedModel
+from resbackbones.text.kneser_ney import KneserNey
 from resbackbones.text.metrics import IGNORED, Perplexity, told
 from resbackbones.text.models import Embedding, ResidualTextConfig, TokenEmbedding
 from resbackbones.text.tokenizer import NgramTokenizer
 
 LARGEST = 2**24  # logits held at once where only the loss is asked for
+STEPS = 20  # of the shares that are tried
+FEW = 100  # tokens that are too few to choose a share by
 
 
 class Memory(Cache):
@@ -37,6 +42,8 @@ class Memory(Cache):
     Attributes:
         net: whose it is.
         length: tokens so far, padding before them included.
+        kept: of each convolution the positions that it will read again.
+        tokens: the last ones, `(B, order - 1)`, where the model has n-grams.
     """
 
     def __init__(self, net: Backbone) -> None:
@@ -44,6 +51,7 @@ class Memory(Cache):
         self.net = net
         self.length = 0
         self.kept: dict[nn.Module, tuple[Tensor, int]] = {}
+        self.tokens: Tensor | None = None
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.length
@@ -63,18 +71,15 @@ class Memory(Cache):
     @property
     def batch_size(self) -> int:
         """Texts; -1 before the first token."""
-        return next((len(kept) for kept, _ in self.kept.values()), -1)
+        return next((kept.shape[0] for kept, _ in self.kept.values()), -1)
 
     def reset(self) -> None:
         """Forget everything."""
-        self.length, self.kept = 0, {}
+        self.length, self.kept, self.tokens = 0, {}, None
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Go on with these of the texts, `(B,)`, as beam search does."""
-        self.kept = {
-            module: (kept.index_select(0, beam_idx.to(kept.device)), skip)
-            for module, (kept, skip) in self.kept.items()
-        }
+        self._change(lambda kept: kept.index_select(0, beam_idx.to(kept.device)))
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Likewise."""
@@ -82,10 +87,12 @@ class Memory(Cache):
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Each text so many times."""
-        self.kept = {
-            module: (kept.repeat_interleave(repeats, 0), skip)
-            for module, (kept, skip) in self.kept.items()
-        }
+        self._change(lambda kept: kept.repeat_interleave(repeats, 0))
+
+    def _change(self, changed: Callable[[Tensor], Tensor]) -> None:
+        """Whatever is remembered of a text stands in the first axis."""
+        self.kept = {module: (changed(kept), skip) for module, (kept, skip) in self.kept.items()}
+        self.tokens = None if self.tokens is None else changed(self.tokens)
 
     def crop(self, tokens_to_remove: int) -> None:
         raise InputError(
@@ -96,9 +103,22 @@ class Memory(Cache):
     def __deepcopy__(self, memo: dict[int, Any]) -> "Memory":
         """A copy of what is remembered; the net stays one."""
         other = Memory(self.net)
-        other.length = self.length
-        other.kept = {module: (kept.clone(), skip) for module, (kept, skip) in self.kept.items()}
+        other.length, other.kept, other.tokens = self.length, self.kept, self.tokens
+        other._change(Tensor.clone)
         return other
+
+
+@dataclass
+class LanguageModelOutput(CausalLMOutputWithPast):
+    """What a language model makes of tokens.
+
+    Attributes:
+        loss, logits: by the net and, where it has some, by the n-grams.
+        net_loss: the net's alone, where there are n-grams and labels.
+        cache: what it remembers.
+    """
+
+    net_loss: Tensor | None = None
 
 
 class ResidualForCausalLM(ResidualPreTrainedModel, GenerationMixin):
@@ -132,6 +152,9 @@ class ResidualForCausalLM(ResidualPreTrainedModel, GenerationMixin):
                 "or say tied=False"
             )
         self.head = nn.Linear(self.backbone.channels[-1], config.vocab_size, bias=not tied)
+        self.ngrams: KneserNey | None = None
+        if config.kneser_ney:
+            self.add_ngrams(KneserNey(config.vocab_size, config.kneser_ney))
         self.post_init()
 
     @classmethod
@@ -189,6 +212,54 @@ class ResidualForCausalLM(ResidualPreTrainedModel, GenerationMixin):
                 f"{self.config.vocab_size}; use the tokenizer that it was trained with"
             )
 
+    def add_ngrams(self, ngrams: KneserNey, share: float = 0.5) -> None:
+        """Answer by counted n-grams of the same tokens too, but for training.
+
+        Args:
+            ngrams: fitted to the training tokens.
+            share: theirs in the probability of a token, until `choose_ngram_share` finds others.
+
+        Raises:
+            InputError: n-grams of another number of tokens.
+        """
+        if ngrams.vocab_size != self.config.vocab_size:
+            raise InputError(
+                f"the n-grams are of {ngrams.vocab_size} tokens and the model of "
+                f"{self.config.vocab_size}; fit them to what the model's tokenizer gives"
+            )
+        self.config.kneser_ney = ngrams.sizes
+        self.ngrams = ngrams.to(self.device)
+        # The more tokens before this one they have met, the more they know of it.
+        shares = torch.full((ngrams.order,), share, device=self.device)
+        self.ngram_share: Tensor
+        self.register_buffer("ngram_share", shares)
+
+    @torch.no_grad()
+    def choose_ngram_share(self, items: Items, batch_size: int = 16) -> None:
+        """Give the n-grams the share in the answers that makes these items, which nothing was
+        trained on, likeliest: one for each number of tokens before that they have met."""
+        assert self.ngrams is not None
+        tried = torch.linspace(0, 1, STEPS + 1, dtype=torch.float64, device=self.device)
+        sums = tried.new_zeros(self.ngrams.order, len(tried))
+        counts = sums[:, 0].clone()
+        with modes_kept(self):
+            self.eval()
+            for start in range(0, len(items), batch_size):
+                rows = range(start, min(start + batch_size, len(items)))
+                batch = {k: v.to(self.device) for k, v in items.__getitems__(rows).items()}
+                labels = batch.pop("labels")
+                feature, history = self._feature(**batch)
+                assert history is not None
+                wanted = labels[:, 1:].clamp(min=0)[..., None]
+                net = self.head(feature[:, :-1]).float().softmax(-1).gather(-1, wanted)
+                counted, known = self.ngrams(history[:, :-1], wanted)
+                together = net.double().lerp(counted.double(), tried).log()
+                told = labels[:, 1:] != IGNORED
+                sums.index_add_(0, known[told], together[told])
+                counts += known[told].bincount(minlength=len(counts))
+        sums[counts < FEW] = sums.sum(0)
+        self.ngram_share.copy_(tried[sums.argmax(1)])
+
     def forward(
         self,
         input_ids: Tensor,
@@ -198,7 +269,7 @@ class ResidualForCausalLM(ResidualPreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         logits_to_keep: int = 0,
         return_dict: bool = True,
-    ) -> CausalLMOutputWithPast:
+    ) -> LanguageModelOutput:
         """Tell the next token at every position.
 
         Args:
@@ -215,7 +286,8 @@ class ResidualForCausalLM(ResidualPreTrainedModel, GenerationMixin):
 
         Returns:
             `.loss` where labels are given, the mean over the tokens to be told, whose logits are
-            never held at once; else `.logits` `(B, T, V)`. `.cache` where there is one.
+            never held at once; else `.logits` `(B, T, V)`. `.cache` where there is one. Where the
+            model has n-grams, and is not in training, both are theirs too.
 
         Raises:
             InputError: ids that the embedding does not have, a mask of another size, padding
@@ -223,17 +295,48 @@ class ResidualForCausalLM(ResidualPreTrainedModel, GenerationMixin):
         """
         if cache is None and use_cache:
             cache = Memory(self.backbone)
+        feature, history = self._feature(input_ids, attention_mask, cache)
+        if labels is not None:
+            return LanguageModelOutput(**self._losses(feature, history, labels), cache=cache)
+        if logits_to_keep:
+            feature = feature[:, -logits_to_keep:]
+            history = history if history is None else history[:, -logits_to_keep:]
+        logits = self.head(feature)
+        if history is not None:
+            every = torch.arange(self.config.vocab_size, device=logits.device)
+            logits = self._together(logits.float().log_softmax(-1), history, every)
+        return LanguageModelOutput(logits=logits, cache=cache)
+
+    def _feature(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, cache: Cache | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """What the head reads at each token, `(B, T, C)`, and what the n-grams read there, where
+        they are asked."""
         context = self._context(input_ids, attention_mask, cache)
         # What is remembered must not hold on to how it was computed.
         with torch.set_grad_enabled(cache is None and torch.is_grad_enabled()):
             x = self.embedding(input_ids)
             (feature,) = self.backbone.features(x, context, [len(self.backbone.stages) - 1])
+        history = None
+        if self.ngrams is not None and not self.training:
+            tokens = input_ids
+            if attention_mask is not None:
+                tokens = tokens.masked_fill(attention_mask[:, -tokens.shape[1] :] == 0, -1)
+            before = cache.tokens if isinstance(cache, Memory) else None
+            history = self.ngrams.history(tokens, before)
+            if isinstance(cache, Memory):
+                cache.tokens = history[:, -1]
         if isinstance(cache, Memory):
             cache.length += input_ids.shape[1]
-        feature = feature.transpose(1, 2)
-        if labels is not None:
-            return CausalLMOutputWithPast(loss=self._loss(feature, labels), cache=cache)
-        return CausalLMOutputWithPast(logits=self.head(feature[:, -logits_to_keep:]), cache=cache)
+        return feature.transpose(1, 2), history
+
+    def _together(self, net: Tensor, history: Tensor, candidates: Tensor) -> Tensor:
+        """Log-probabilities `(*, J)` of candidates by the net, whose own these are, and by the
+        n-grams."""
+        assert self.ngrams is not None
+        counted, known = self.ngrams(history, candidates)
+        share = self.ngram_share[known].unsqueeze(-1)
+        return torch.logaddexp((1 - share).log() + net, share.log() + counted.log())
 
     def _context(self, tokens: Tensor, mask: Tensor | None, cache: Cache | None) -> Context:
         """What the net knows beside the tokens: where padding ends, and what came before."""
@@ -245,7 +348,7 @@ class ResidualForCausalLM(ResidualPreTrainedModel, GenerationMixin):
                 raise InputError(
                     f"the cache is of {what}; give one that this very model returned, or none"
                 )
-            if cache.batch_size not in (-1, len(tokens)):
+            if cache.batch_size not in (-1, tokens.shape[0]):  # `len` would fix it in an export
                 raise InputError(
                     f"the cache has read {cache.batch_size} texts, but there are {len(tokens)}; "
                     "go on with as many"
@@ -273,19 +376,28 @@ class ResidualForCausalLM(ResidualPreTrainedModel, GenerationMixin):
         leading = (real.cumsum(1) == 0).sum(1)
         return Context(torch.full_like(leading, size), kept, leading)
 
-    def _loss(self, feature: Tensor, labels: Tensor) -> Tensor:
-        """Mean cross-entropy of the tokens after each position, `(B, T, C)` and `(B, T)`."""
-        found, wanted = feature[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+    def _losses(self, feature: Tensor, history: Tensor | None, labels: Tensor) -> dict[str, Tensor]:
+        """Mean cross-entropy of the tokens after each position, of features `(B, T, C)` and labels
+        `(B, T)`: the answer's and, where that is another one, the net's."""
+        wanted = labels[:, 1:].flatten()
+        inputs = [feature[:, :-1].flatten(0, 1), wanted]
+        inputs += [] if history is None else [history[:, :-1].flatten(0, 1)]
 
-        def summed(found: Tensor, wanted: Tensor) -> Tensor:
+        def summed(found: Tensor, wanted: Tensor, *history: Tensor) -> Tensor:
             logits = self.head(found).float()
-            return functional.cross_entropy(logits, wanted, ignore_index=IGNORED, reduction="sum")
+            each = functional.cross_entropy(logits, wanted, ignore_index=IGNORED, reduction="none")
+            if not history:
+                return each.sum()
+            candidates = wanted.clamp(min=0)[:, None]
+            together = -self._together(-each[:, None], *history, candidates)[:, 0]
+            return torch.stack([together.masked_fill(wanted == IGNORED, 0), each], 1).sum(0)
 
-        total = found.new_zeros((), dtype=torch.float32)
+        total = feature.new_zeros(() if history is None else 2, dtype=torch.float32)
         rows = max(1, LARGEST // self.config.vocab_size)
-        for part in zip(found.split(rows), wanted.split(rows), strict=True):
+        for part in zip(*(each.split(rows) for each in inputs), strict=True):
             total = total + checkpoint(summed, *part, use_reentrant=False)
-        return total / (wanted != IGNORED).sum().clamp(min=1)
+        total = total / (wanted != IGNORED).sum().clamp(min=1)
+        return {"loss": total} if history is None else {"loss": total[0], "net_loss": total[1]}
 
     def weight(self, batch: Mapping[str, Any]) -> Tensor:
         """What the loss is a mean over: the tokens to be told."""
@@ -296,7 +408,13 @@ class ResidualForCausalLM(ResidualPreTrainedModel, GenerationMixin):
         return Perplexity()
 
     def generate(self, *arguments: Any, **options: Any) -> Any:
-        """transformers' `generate`."""
+        """transformers' `generate`.
+
+        Raises:
+            InputError: `max_new_tokens` below 1.
+        """
+        if (most := options.get("max_new_tokens")) is not None and most < 1:
+            raise InputError(f"max_new_tokens={most} asks for no token; give 1 or more")
         with parametrize.cached():  # weights with a norm are made once, not for every token
             return super().generate(*arguments, **options)
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 from torch import Tensor
@@ -19,7 +20,8 @@ def told(batch: Mapping[str, Any]) -> Tensor:
 
 class Perplexity(Mean):
     """The mean surprise at each token told: `loss` in nats, `bits` of the same, and `perplexity`,
-    e to the nats. Of characters the bits are those per character.
+    e to the nats. Of characters the bits are those per character. Where n-grams answer too,
+    `net_loss` is that of the net alone.
 
     >>> from types import SimpleNamespace
     >>> import torch
@@ -32,7 +34,18 @@ class Perplexity(Mean):
 
     def __init__(self) -> None:
         super().__init__(weight=told)
+        self.net = Mean("net_loss", told)
+
+    def update(self, output: Any, batch: Mapping[str, Any]) -> None:
+        super().update(output, batch)
+        if (loss := getattr(output, "net_loss", None)) is not None:
+            self.net.update(SimpleNamespace(loss=loss), batch)
+
+    def merge(self, other: Any) -> None:
+        super().merge(other)
+        self.net.merge(other.net)
 
     def compute(self) -> dict[str, float]:
         nats = super().compute()[self.name]
-        return {"loss": nats, "bits": nats / math.log(2), "perplexity": math.exp(nats)}
+        found = {"loss": nats, "bits": nats / math.log(2), "perplexity": math.exp(nats)}
+        return found | self.net.compute() if self.net.sums["weight"] else found

@@ -68,6 +68,8 @@ class ResidualTextConfig(ResidualConfig):
             net's.
         tie_word_embeddings: whether a language model compares what comes next with the vectors of
             its embedding.
+        kneser_ney: how many grams of one token, of two, … a language model's counted n-grams have;
+            None where it has none.
         embedding: fields of `Embedding`.
     """
 
@@ -80,6 +82,7 @@ class ResidualTextConfig(ResidualConfig):
     ngram_buckets: int = 0
     tfidf: float = 0.0
     tie_word_embeddings: bool = False
+    kneser_ney: list[int] | None = None
     embedding: dict[str, Any] | None = None
 
 

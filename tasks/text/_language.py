@@ -1,0 +1,241 @@
+"""What `model_language` reads, how it is judged, and how a trained model writes on."""
+
+import sys
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from transformers import TextStreamer
+
+from resbackbones.core.zoo import resolve
+from resbackbones.data import Source, Splits, open_unlabelled
+from resbackbones.errors import InputError
+from resbackbones.metrics import Metric
+from resbackbones.text import (
+    Embedding,
+    KneserNey,
+    Perplexity,
+    ResidualForCausalLM,
+    TokenRow,
+    TokenWindows,
+    running_text,
+    tokenize,
+    train_tokenizer,
+)
+from resbackbones.train import World
+from tasks._recipe import Experiment
+from tasks._running import wrapped
+from tasks.text._gpt2 import GPT2, gpt2
+
+SHORT = 10_000_000  # characters up to which each is a token
+HELD_OUT = 0.05  # of the training text's end, where something else is measured on
+ALONE = 0.1  # where nothing else is
+COUNTED = 20_000_000  # tokens, the last ones, whose n-grams are counted
+WINDOW = 1024  # tokens told per window of evaluation
+START = 16  # tokens that a sample begins with, where nobody gave a prompt
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The text in its parts: what is trained on, what chooses, what is measured, and its name."""
+
+    train: TokenRow
+    chosen_by: TokenRow
+    measured: TokenRow
+    name: str
+
+
+def texts_of(config: Any) -> dict[str, Source]:
+    """The splits of the data, as raw text."""
+    return open_unlabelled(
+        str(config.data),
+        config.input_column,
+        kind="text",
+        separator=config.separator,
+        encoding=config.encoding,
+    )
+
+
+def parts_of(sources: dict[str, Source], tokenizer: Any, all_rows: bool) -> Parts:
+    """What is measured on is the test split, else the validation split, else the end of the
+    training text; what chooses is the validation split, if it is not that, else that end."""
+    rows = {name: tokenize(source, tokenizer) for name, source in sources.items()}
+    alone = len(rows) == 1
+    train, end = rows["train"].split(ALONE if alone else HELD_OUT)
+    name = "test" if "test" in rows else "validation"
+    measured = rows.get(name, end)
+    if all_rows and alone:
+        raise InputError(
+            "--all-rows trains on the end of the text, and there is no other split to measure on; "
+            "leave --all-rows out"
+        )
+    if "test" in rows and "validation" in rows:
+        return Parts(rows["train"], rows["validation"], measured, name)
+    return Parts(rows["train"] if all_rows else train, end, measured, name)
+
+
+def learned(config: Any, source: Source) -> tuple[Any, str]:
+    """A tokenizer of the training text, and its kind."""
+    kind = config.tokenizer
+    if kind == "auto":
+        size = 0
+        for _, text in running_text(source):
+            if (size := size + len(text)) > SHORT:
+                break
+        kind = "character" if size <= SHORT else "bpe"
+    options = {} if config.vocab_size is None else {"vocab_size": config.vocab_size}
+    texts = (text for _, text in running_text(source))
+    # The lines of a file are one text, within which nothing begins.
+    return train_tokenizer(texts, kind, add_bos_token=not source.in_lines, **options), kind
+
+
+def language_experiment(config: Any) -> Experiment:
+    spec = resolve(config.spec, skip=config.skip, dropout=config.dropout)
+    sources = texts_of(config)
+    tokenizer, kind = learned(config, sources["train"])
+    parts = parts_of(sources, tokenizer, config.all_rows)
+    embedding = Embedding(config.embedding_dropout)
+    make = partial(ResidualForCausalLM.build, spec, processor=tokenizer, embedding=embedding)
+    build: Any = make
+    if config.peer == "gpt2":
+        build = partial(gpt2, make(), config.context + config.length)
+    pad = tokenizer.pad_token_id
+    tokens = parts.train.tokens
+    train = TokenWindows(
+        tokens, config.length, context=config.context, moving=True, pad_token_id=pad
+    )
+    chosen_by, test = (windows(config, row, build()) for row in (parts.chosen_by, parts.measured))
+    counted: list[KneserNey] = []
+
+    def fitted() -> KneserNey:
+        if not counted:
+            beginning, end = parts.train.tokens, parts.chosen_by.tokens
+            if config.all_rows:
+                beginning = beginning[: len(beginning) - len(end)]
+            best = KneserNey.fit_best(beginning[-COUNTED:], len(tokenizer), end)
+            if config.all_rows:
+                best = KneserNey.fit(tokens[-COUNTED:], len(tokenizer), best.order)
+            counted.append(best)
+        return counted[0]
+
+    def simple() -> tuple[str, Metric]:
+        metric, row = Perplexity(), parts.measured.tokens
+        loss = torch.tensor(fitted().nats(row))
+        metric.update(SimpleNamespace(loss=loss), {"labels": row[None]})
+        return f"Kneser-Ney {fitted().order}-grams", metric
+
+    def together(model: ResidualForCausalLM) -> None:
+        model.add_ngrams(fitted())
+        if not config.all_rows:
+            model.choose_ngram_share(chosen_by, config.evaluation_batch_size)
+        shares = [f"{share:.0%}".replace("%", " %") for share in model.ngram_share.tolist()]
+        if World.now().first:
+            said = "n-grams have a share in the answers, where they know 0, 1, … tokens before, of "
+            print(wrapped(f"{sum(fitted().sizes):,} counted {said}{', '.join(shares)}"))
+
+    is_peer = config.peer != "none"
+    held = len(parts.chosen_by)
+    protocol = f"{parts.train.characters:,} characters of train, as {len(train.tokens):,} tokens"
+    if parts.name == "validation" or "validation" not in sources:
+        protocol += f", {held:,} at its end for choices" + " alone" * (not config.all_rows)
+    most = max(1, config.most_tokens // len(tokens)) if config.most_tokens else None
+    return Experiment(
+        Splits(sources["train"], sources["train"], sources.get("test")),
+        train,
+        None if config.all_rows else chosen_by,
+        test,
+        build,
+        simple,
+        found(parts, tokenizer, kind),
+        finish=together if config.kneser_ney and not is_peer else None,
+        most_epochs=most,
+        protocol=protocol,
+        split=parts.name,
+        per=("token", test.size + 1 + test.context),
+        sample=None if is_peer else partial(sample, config=config, parts=parts),
+    )
+
+
+def windows(config: Any, row: TokenRow, model: Any) -> TokenWindows:
+    """A row for a model to be measured on: each token with all before it that it can reach."""
+    if isinstance(model, GPT2):  # which reads so many alone: half of them stand before any told
+        size = model.config.n_positions // 2
+        return TokenWindows(row.tokens, size, context=size - 1)
+    reach = int(model.backbone.receptive_field) - 1
+    size = min(WINDOW, len(row) - 1)
+    pad = model.config.pad_token_id
+    return TokenWindows(row.tokens, size, context=reach, pad_token_id=pad)
+
+
+def found(parts: Parts, tokenizer: Any, kind: str) -> str:
+    """What the text is, in sentences."""
+    said = (
+        f"{len(parts.train):,} tokens to train on, {len(parts.measured):,} to measure on "
+        f"({parts.name}), {len(parts.chosen_by):,} to choose by; a token is a {kind}, of "
+        f"{len(tokenizer):,} different ones."
+    )
+    if unknown := parts.measured.unknown:
+        said += f" The tokenizer does not know {unknown:,} of those to measure on."
+    return said
+
+
+# Writing
+
+
+def read(path: Path, tokenizer: Any) -> list[str]:
+    """A file, or standard input where it is called "-", to be gone on from."""
+    content = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
+    return [content.decode("utf-8-sig")]
+
+
+def prompt_tokens(prompt: str, tokenizer: Any) -> torch.Tensor:
+    """A prompt as tokens, `(1, T)`.
+
+    Raises:
+        InputError: nothing in it, or what the tokenizer does not know.
+    """
+    encoding = tokenizer(prompt).encodings[0]
+    if not encoding.ids:
+        raise InputError("the prompt is empty; give a text to write on from (--prompt)")
+    unknown = [
+        prompt[start:end]
+        for (start, end), token in zip(encoding.offsets, encoding.ids, strict=True)
+        if token == tokenizer.unk_token_id and end > start
+    ]
+    if unknown:
+        names = ", ".join(map(repr, dict.fromkeys(unknown)))
+        raise InputError(
+            f"the prompt holds {names}, which the model's texts did not; leave it out, or train "
+            "with a tokenizer that knows all (--tokenizer byte)"
+        )
+    return torch.tensor([encoding.ids])
+
+
+def write_on(model: Any, prompt: str, config: Any) -> str:
+    """Write on from a prompt, on standard output as it comes; the prompt and what follows."""
+    tokens = prompt_tokens(prompt, model.processor)
+    torch.manual_seed(config.seed)
+    options: dict[str, Any] = {"max_new_tokens": config.new_tokens}
+    if config.temperature:
+        options |= {"do_sample": True, "temperature": config.temperature}
+    streamer = TextStreamer(model.processor, skip_special_tokens=True)
+    written = model.generate(tokens.to(model.device), streamer=streamer, **options)[0]
+    return model.processor.decode(written, skip_special_tokens=True)
+
+
+def sample(model: Any, config: Any, parts: Parts) -> str:
+    """What a trained model writes, from the prompt or from how the measured text begins."""
+    prompt = config.prompt or model.processor.decode(
+        parts.measured.tokens[:START].tolist(), skip_special_tokens=True
+    )
+    print("\nit writes, after the first words:\n", flush=True)
+    return write_on(model, prompt, config)
+
+
+def write_all(config: Any, model: Any, texts: list[str]) -> None:
+    """Write on from each file, and from the prompt."""
+    for prompt in [*texts, *([config.prompt] if config.prompt else [])]:
+        write_on(model, prompt, config)
