@@ -173,6 +173,13 @@ _WORD_CONVNEXT = replace(
 )  # fmt: skip
 
 
+# ByteNet's decoder for characters (Kalchbrenner et al. 2016, figure 3 left): six times five blocks
+# at dilations 1 to 16, d = 512 channels inside and 2 d outside.
+_BYTENET = BackboneSpec(
+    tuple(Stage(1024, 1, dilation=2 ** (block % 5)) for block in range(30)),
+    dims=1, in_channels=1024, branch=Bottleneck(0.5), order="pre", norm="layer", causal=True,
+)  # fmt: skip
+
 # Ours, for the next character: gated layers at dilations 1, 2, 4, 8 and 16, twice.
 _CHAR_GCNN = BackboneSpec(
     tuple(Stage(192, 1, dilation=2 ** (layer % 5)) for layer in range(10)),
@@ -247,6 +254,7 @@ SPECS: dict[str, BackboneSpec] = {
     "tcn": _tcn(4, 600, 600, 0.45),
     "tcn_char": _tcn(3, 450, 100, 0.1),
     "gcnn14": _GCNN14,
+    "bytenet": _BYTENET,
     "char_gcnn10": _CHAR_GCNN,
 }
 

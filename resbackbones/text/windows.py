@@ -8,7 +8,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, repeat
 
 import numpy as np
 import torch
@@ -58,10 +58,10 @@ def running_text(source: Source) -> Iterator[tuple[bool, str]]:
     in which each ends in a line end; otherwise a row is one. Rows without text are left out."""
     if source.in_lines:
         lines = (line + "\n" for line in _rows(source))
-        yield from zip(chain([True], _always(False)), _blocks(lines), strict=False)
+        yield from zip(chain([True], repeat(False)), _blocks(lines), strict=False)
         return
     for text in _rows(source):
-        yield from zip(chain([True], _always(False)), _blocks([text]), strict=False)
+        yield from zip(chain([True], repeat(False)), _blocks([text]), strict=False)
 
 
 def tokenize(source: Source, tokenizer: PreTrainedTokenizerFast) -> TokenRow:
@@ -106,12 +106,13 @@ def _rows(source: Source) -> Iterator[str]:
 
 
 def _blocks(texts: Iterable[str]) -> Iterator[str]:
-    """The same text in blocks of about `BLOCK` characters, cut behind a blank if there is one."""
+    """The same text in blocks of about `BLOCK` characters, cut before a blank if there is one."""
     held = ""
     for text in texts:
         held += text
         while len(held) > BLOCK:
-            cut = max(held.rfind(blank, BLOCK // 2, BLOCK) for blank in (" ", "\n")) + 1 or BLOCK
+            cut = max(held.rfind(blank, BLOCK // 2, BLOCK) for blank in (" ", "\n"))
+            cut = BLOCK if cut < 1 else cut
             yield held[:cut]
             held = held[cut:]
     if held:
@@ -130,11 +131,6 @@ def _batched(blocks: Iterable[tuple[bool, str]]) -> Iterator[list[tuple[bool, st
             batch, size = [], 0
     if batch:
         yield batch
-
-
-def _always(value: bool) -> Iterator[bool]:
-    while True:
-        yield value
 
 
 class TokenWindows(Items):

@@ -310,7 +310,8 @@ class _Run:
             nn.utils.clip_grad_norm_(self.model.parameters(), options.clip)
         self.rate = schedule(state.step, self.steps, options)
         for group in self.optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * self.rate
+            is_open = state.step >= group["opens"] * self.steps
+            group["lr"] = group["initial_lr"] * self.rate * is_open
         self.optimizer.step()
         self.optimizer.zero_grad()
         state.step += 1

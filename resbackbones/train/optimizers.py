@@ -53,15 +53,16 @@ def make_optimizer(model: nn.Module, options: Options) -> torch.optim.Optimizer:
 
 
 def parameter_groups(model: nn.Module, options: Options) -> list[dict[str, Any]]:
-    """The trained parameters by weight decay and by learning rate.
+    """The trained parameters by weight decay, by learning rate, and by when they begin to learn:
+    "opens", a share of the updates.
 
-    Norms, biases and scales, which have at most one axis longer than 1, do not decay. With
-    `layer_decay`, what stands before the first residual block counts as a layer, embeddings
-    wherever they stand belong to it, and what stands behind the last block is another (Clark et al.
-    2020, ELECTRA, section 3.1).
+    Norms, biases and scales, which have at most one axis longer than 1, do not decay. For
+    `layer_decay` (Clark et al. 2020, ELECTRA, section 3.1) and `unfreezing` (Howard & Ruder 2018,
+    section 3.3) what stands before the first residual block counts as a layer, embeddings wherever
+    they stand belong to it, and what stands behind the last block is another.
 
     Raises:
-        InputError: `layer_decay` for a model without residual blocks.
+        InputError: `layer_decay` or `unfreezing` for a model without residual blocks.
     """
     depth, layers = 0, dict[nn.Parameter, int]()
     for module in model.modules():
@@ -70,14 +71,15 @@ def parameter_groups(model: nn.Module, options: Options) -> list[dict[str, Any]]
             layers |= dict.fromkeys(module.parameters(), depth)
         elif isinstance(module, nn.Embedding | nn.EmbeddingBag):
             layers |= dict.fromkeys(module.parameters(), 0)
-    if not depth and options.layer_decay != 1:
-        raise InputError(
-            f"layer_decay={options.layer_decay} is per residual block, and {type(model).__name__} "
-            "has none; leave layer_decay out"
-        )
+    for name, unset in (("layer_decay", 1), ("unfreezing", 0)):
+        if not depth and getattr(options, name) != unset:
+            raise InputError(
+                f"{name}={getattr(options, name)} is per residual block, and "
+                f"{type(model).__name__} has none; leave {name} out"
+            )
     parameters = list(model.parameters())
     inside = [layers.get(parameter, 0) > 0 for parameter in parameters]  # a block
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, float, float], list[nn.Parameter]] = {}
     latest = 0
     for index, parameter in enumerate(parameters):
         if inside[index]:
@@ -88,14 +90,16 @@ def parameter_groups(model: nn.Module, options: Options) -> list[dict[str, Any]]
         rate = options.learning_rate * options.layer_decay ** (depth + 1 - layer)
         if parameter.requires_grad:
             decay = options.weight_decay if parameter.squeeze().ndim > 1 else 0.0
-            groups.setdefault((rate, decay), []).append(parameter)
+            opens = options.unfreezing * (depth + 1 - layer) / (depth + 1)
+            groups.setdefault((rate, decay, opens), []).append(parameter)
     return [
         {
             "params": group,
             "initial_lr": rate,
             "weight_decay": decay,
+            "opens": opens,
         }
-        for (rate, decay), group in groups.items()
+        for (rate, decay, opens), group in groups.items()
     ]
 
 

@@ -56,6 +56,9 @@ class Options:
     layer_decay: float = 1.0
     """The rate of each residual block, as a share of that of the next deeper one (fine-tuning:
     0.7 to 0.9)."""
+    unfreezing: float = 0.0
+    """Share of the updates over which layers begin to learn, one after the other from the head to
+    the embedding (fine-tuning: 0.2 to 0.5; 0: all from the start)."""
     weight_decay: float = 0.0
     """On weights; norms, biases and scales are left alone."""
     schedule: Schedule = "cosine"
@@ -121,7 +124,8 @@ class Options:
             self._check(name, Integral, 0)
         for name in ("learning_rate", "weight_decay", "clip"):
             self._check(name, Real, 0)
-        for name in ("layer_decay", "moving_average", "label_smoothing", "chance_share"):
+        shares = "layer_decay", "unfreezing", "moving_average", "label_smoothing", "chance_share"
+        for name in shares:
             self._check(name, Real, 0, 1)
         self._check("warmup", Real, 0, 1, optional=True)
 

@@ -45,7 +45,7 @@ class Slot:
     @property
     def in_head(self) -> bool:
         """Whether it belongs to the head, not to the backbone."""
-        return self.role.startswith("head.")
+        return self.role.partition(".")[0] == "head"
 
     @property
     def reads_input(self) -> bool:

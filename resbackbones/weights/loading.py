@@ -1,7 +1,7 @@
 """`load_weights`: recognise a layout, compare everything, and only then change the model."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from resbackbones.weights.layouts import LAYOUTS, OWN, Layout, Slot, owner, part
 from resbackbones.weights.sources import Source, read
 
 SHOWN = 3  # differences that a sentence lists
+TEXT_ALONE = ("embedding.", "ngrams.", "ngram_share")  # what text models have beside net and head
 
 
 class WeightsMismatch(InputError):
@@ -44,6 +45,9 @@ def load_weights(model: nn.Module, source: object) -> list[str]:
     Where the stride of a bottleneck stands (in its first 1x1 convolution, "v1", or in its 3x3 one,
     "v1.5", as here) cannot be told from tensors; a module, or a folder of transformers with its
     configuration, tells it, and is refused where it is another.
+
+    A text model takes the vectors of the same tokens too. From a language model a classifier so
+    takes all but its head; counted n-grams are no part of a net and are left.
 
     Args:
         model: what gets the weights, in place.
@@ -75,11 +79,15 @@ def load_weights(model: nn.Module, source: object) -> list[str]:
         )
     body = [slot for slot in everything if not slot.in_head]
     given = _recognise(read(source), body, backbone.spec.dims == 2)
+    given, vectors, told_of_vectors = _vectors(given, model)
     _check_body(given, body, targets)
-    loaded, left = _head(given, [slot for slot in everything if slot.in_head], targets, head)
+    loaded: list[Slot] = []
+    left: list[str] = []
+    if not getattr(getattr(model, "config", None), "tie_word_embeddings", False):
+        loaded, left = _head(given, [slot for slot in everything if slot.in_head], targets, head)
     filled = [slot for slot in [*body, *loaded] if given.find(slot) is not None]
     told = [f"read in the layout of {given.layout.title}", *_conventions(given, model, filled)]
-    told += left
+    told += [*told_of_vectors, *left]
     orders = centred_orders(backbone, everything) if given.layout.centred else {}
     if orders:
         told.append(
@@ -100,6 +108,11 @@ def load_weights(model: nn.Module, source: object) -> list[str]:
         if not bool(value.isfinite().all()):
             broken.append(name)
         values[slot.key] = value
+    for key, (name, target) in vectors.items():
+        targets[key] = target
+        values[key] = given.source.tensors[name].detach().to(target.device, target.dtype)
+        if not bool(values[key].isfinite().all()):
+            broken.append(name)
     if broken:
         do = "give weights saved before their training went astray"
         raise _mismatch(given, "holds NaN or infinity", broken, do)
@@ -192,6 +205,30 @@ def _stripped(names: Iterable[str]) -> Iterator[dict[str, str]]:
     while all("." in name for name in bare) and len({name.split(".")[0] for name in bare}) == 1:
         bare = {name.partition(".")[2]: real for name, real in bare.items()}
         yield bare
+
+
+def _vectors(
+    given: _Given, model: nn.Module
+) -> tuple[_Given, dict[str, tuple[str, Tensor]], list[str]]:
+    """What is left to read when the vectors of tokens are taken out; theirs that fit into the
+    model's, by its key: their name and the model's tensor; and what there is to say."""
+    if given.layout is not OWN:
+        return given, {}, []
+    apart = {n: real for n, real in given.names.items() if n.startswith(TEXT_ALONE)}
+    rest = {n: real for n, real in given.names.items() if n not in apart}
+    embedding = getattr(model, "embedding", None)
+    ours = {} if embedding is None else embedding.state_dict(prefix="embedding.")
+    fits = {}
+    told = []
+    for key, target in ours.items():
+        theirs = given.source.tensors[apart[key]].shape if key in apart else None
+        if theirs == target.shape:
+            fits[key] = (apart[key], target)
+            told.append(f"the vectors of {len(target):,} tokens are theirs ({key})")
+        else:
+            there = f"of shape {tuple(theirs)}" if theirs else "missing"
+            told.append(f"{key} is left as drawn: theirs is {there}, here {tuple(target.shape)}")
+    return replace(given, names=rest), fits, told
 
 
 def _check_body(given: _Given, body: Iterable[Slot], targets: Mapping[str, Tensor]) -> None:

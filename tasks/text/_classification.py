@@ -24,6 +24,7 @@ from resbackbones.train.options import Arguments, Keep, Kind, Schedule
 from tasks._classification import Classification
 from tasks._recipe import Experiment, Spec, each
 from tasks.text._baseline import NAME, baseline, fit, part_of_the_answer, share_out, texts
+from tasks.text._pretrained import Pretrained
 
 SHORT = 64  # words of half the texts, up to which n-grams and adversarial training pay
 ADVERSARIAL = 0.4  # of short texts
@@ -98,8 +99,13 @@ class TextClassification(Classification):
             )
 
     @property
+    def arm(self) -> str:
+        found = Pretrained.find(self.weights)
+        return super().arm if found is None else super().arm.replace(str(self.spec), found.name, 1)
+
+    @property
     def variant(self) -> str:
-        tfidf = "-tfidf" if self.tfidf else ""
+        tfidf = "-pretrained" * (self.weights is not None) + "-tfidf" * self.tfidf
         return super().variant + tfidf + ("-all-rows" if self.all_rows else "")
 
     def columns(self, target: Target) -> dict[str, str | None]:
@@ -134,7 +140,8 @@ def are_short(found: Sequence[str]) -> bool:
 
 
 def experiment(config: TextClassification, target: Target | None = None) -> Experiment:
-    spec = resolve(config.spec, skip=config.skip)
+    saved = Pretrained.find(config.weights)
+    spec = resolve(config.spec if saved is None else saved.spec, skip=config.skip)
     splits = config.open("text", target)
     if config.all_rows and splits.test is None:
         raise InputError(
@@ -145,7 +152,10 @@ def experiment(config: TextClassification, target: Target | None = None) -> Expe
     # A row without a text is the items' to name.
     given = [text for column in texts(source) for text in column if text is not None]
     short_texts = are_short(given)
-    tokenizer = config.learned_tokenizer(given, short_texts)
+    if saved is None:
+        tokenizer = config.learned_tokenizer(given, short_texts)
+    else:
+        tokenizer = saved.tokenizer(config.max_length)
     train, validation, test = each(
         replace(splits, train=source), lambda part: items(config, part, tokenizer)
     )

@@ -43,6 +43,7 @@ def gpt2(like: Any, positions: int, dropout: float = 0.2, **_: Any) -> GPT2:
             attn_pdrop=dropout,
             bos_token_id=like.config.bos_token_id,
             eos_token_id=None,
+            loss_type="ForCausalLM",
             pad_token_id=like.config.pad_token_id,
         )
         return GPT2(config)

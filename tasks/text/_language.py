@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from transformers import TextStreamer
+from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from resbackbones.core.zoo import resolve
 from resbackbones.data import Source, Splits, open_unlabelled
@@ -29,6 +30,7 @@ from resbackbones.train import World
 from tasks._recipe import Experiment
 from tasks._running import wrapped
 from tasks.text._gpt2 import GPT2, gpt2
+from tasks.text._pretrained import Pretrained
 
 SHORT = 10_000_000  # characters up to which each is a token
 HELD_OUT = 0.05  # of the training text's end, where something else is measured on
@@ -72,7 +74,7 @@ def parts_of(sources: dict[str, Source], tokenizer: Any, all_rows: bool) -> Part
             "--all-rows trains on the end of the text, and there is no other split to measure on; "
             "leave --all-rows out"
         )
-    if "test" in rows and "validation" in rows:
+    if rows.keys() >= {"validation", "test"}:
         return Parts(rows["train"], rows["validation"], measured, name)
     return Parts(rows["train"] if all_rows else train, end, measured, name)
 
@@ -93,15 +95,20 @@ def learned(config: Any, source: Source) -> tuple[Any, str]:
 
 
 def language_experiment(config: Any) -> Experiment:
-    spec = resolve(config.spec, skip=config.skip, dropout=config.dropout)
+    saved = Pretrained.find(config.weights)
+    spec = config.spec if saved is None else saved.spec
+    spec = resolve(spec, skip=config.skip, dropout=config.dropout)
     sources = texts_of(config)
-    tokenizer, kind = learned(config, sources["train"])
+    if saved is None:
+        tokenizer, kind = learned(config, sources["train"])
+    else:
+        tokenizer, kind = saved.tokenizer(VERY_LARGE_INTEGER), "token of the saved model"
     parts = parts_of(sources, tokenizer, config.all_rows)
     embedding = Embedding(config.embedding_dropout)
     make = partial(ResidualForCausalLM.build, spec, processor=tokenizer, embedding=embedding)
     build: Any = make
     if config.peer == "gpt2":
-        build = partial(gpt2, make(), config.context + config.length)
+        build = partial(gpt2, make(), config.context + 1 + config.length)
     pad = tokenizer.pad_token_id
     tokens = parts.train.tokens
     train = TokenWindows(
@@ -137,10 +144,14 @@ def language_experiment(config: Any) -> Experiment:
             print(wrapped(f"{sum(fitted().sizes):,} counted {said}{', '.join(shares)}"))
 
     is_peer = config.peer != "none"
-    held = len(parts.chosen_by)
-    protocol = f"{parts.train.characters:,} characters of train, as {len(train.tokens):,} tokens"
-    if parts.name == "validation" or "validation" not in sources:
-        protocol += f", {held:,} at its end for choices" + " alone" * (not config.all_rows)
+    protocol = f"{parts.train.characters:,} characters of train"
+    if len(tokens) != parts.train.characters:
+        protocol += f", {len(tokens):,} tokens"
+    if config.all_rows:
+        protocol += ", all there are"
+    else:
+        where = "of validation" if sources.keys() >= {"validation", "test"} else "behind them"
+        protocol += f", {len(parts.chosen_by):,} tokens {where} for choices"
     most = max(1, config.most_tokens // len(tokens)) if config.most_tokens else None
     return Experiment(
         Splits(sources["train"], sources["train"], sources.get("test")),

@@ -1,0 +1,52 @@
+"""What a text classifier takes over from a saved text model beside its weights."""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from resbackbones.core.spec import BackboneSpec
+from resbackbones.core.zoo import SPECS
+from resbackbones.errors import InputError
+from resbackbones.text import ResidualTextConfig
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A saved text model, without its weights.
+
+    Attributes:
+        name: of its net in `SPECS`; "net" where it is none of these.
+    """
+
+    folder: Path
+    spec: BackboneSpec
+    name: str
+
+    @classmethod
+    def find(cls, folder: Path | None) -> "Pretrained | None":
+        """What lies there; None where no folder is named.
+
+        Raises:
+            InputError: no text model of ours.
+        """
+        if folder is None:
+            return None
+        told = folder / "config.json"
+        fields = json.loads(told.read_text(encoding="utf-8")) if told.is_file() else {}
+        if fields.get("model_type") != ResidualTextConfig.model_type:
+            raise InputError(
+                f"--weights {folder} is no text model; give a folder that model_language or a "
+                "recipe of text classifiers saved (…/seed-0/model)"
+            )
+        spec = BackboneSpec.from_dict(fields["spec"])
+        same = [n for n, s in SPECS.items() if replace(s, dropout=spec.dropout) == spec]
+        return cls(folder, spec, next(iter(same), "net"))
+
+    def tokenizer(self, max_length: int) -> Any:
+        """Its tokenizer, which from now on cuts texts at so many tokens."""
+        found: Any = AutoTokenizer.from_pretrained(self.folder)
+        found.model_max_length, found.tfidf = max_length, None
+        return found

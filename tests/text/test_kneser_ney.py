@@ -1,0 +1,148 @@
+"""Counted n-grams are those of the paper, to the digit, and share in a language model's answers."""
+
+import math
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import resbackbones as rb
+from resbackbones.errors import InputError
+from resbackbones.text import KneserNey, ResidualForCausalLM, TokenWindows, train_tokenizer
+
+SHAKESPEARE = Path(__file__).parents[3] / "shared" / "data" / "tinyshakespeare"
+SMALL = rb.BackboneSpec(
+    (rb.Stage(16, 2),), dims=1, in_channels=16, norm="layer", order="pre", causal=True
+)
+Gram = tuple[int, ...]
+
+
+def by_the_paper(tokens: list[int], vocab_size: int, order: int) -> dict[int, Counter[Gram]]:
+    """How often each gram counts, by its length: the longest as they stand, a shorter one once for
+    each different token before it."""
+    stand = {n: Counter(zip(*(tokens[i:] for i in range(n)), strict=False)) for n in range(1, 12)}
+    counts = {order: stand[order]}
+    for length in range(1, order):
+        counts[length] = Counter(gram[1:] for gram in stand[length + 1])
+        for gram in stand[length]:
+            counts[length].setdefault(gram, 0)
+    return counts
+
+
+def told(counts: dict[int, Counter[Gram]], vocab_size: int, history: Gram, token: int) -> float:
+    """The probability of a token after these, by recursion."""
+    found = 1 / vocab_size
+    for length in range(1, len(history) + 2):
+        context = history[len(history) - length + 1 :]
+        inside = {g: c for g, c in counts[length].items() if g[:-1] == context}
+        whole = sum(inside.values())
+        if not whole:
+            continue  # never seen before any token: the shorter context tells
+        n = [sum(c == k for c in counts[length].values()) for k in range(5)]
+        share = n[1] / max(1, n[1] + 2 * n[2])
+        taken = [0.0]
+        for k in (1, 2, 3):
+            discount = k - (k + 1) * share * n[k + 1] / max(1, n[k])
+            taken.append(min(max(discount, 0.1), k))
+        count = inside.get((*context, token), 0)
+        rest = sum(taken[min(c, 3)] for c in inside.values())
+        found = (count - taken[min(count, 3)] + rest * found) / whole
+    return found
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    tokens=st.lists(st.integers(0, 3), min_size=6, max_size=60),
+    order=st.integers(1, 4),
+    history=st.lists(st.integers(0, 4), min_size=3, max_size=3),
+)
+def test_it_tells_what_the_paper_tells(tokens: list[int], order: int, history: list[int]) -> None:
+    ngrams = KneserNey.fit(torch.tensor(tokens), 5, order)
+    assert ngrams.order == order
+    before = torch.tensor(history[: order - 1], dtype=torch.int64)
+    found, known = ngrams(before, torch.arange(5))
+    counts = by_the_paper(tokens, 5, order)
+    wanted = [told(counts, 5, tuple(history[: order - 1]), token) for token in range(5)]
+    assert found.tolist() == pytest.approx(wanted, rel=1e-5)
+    assert float(found.sum()) == pytest.approx(1, rel=1e-5) and float(found.min()) > 0
+    ends = [tuple(history[: order - 1][start:]) for start in range(order - 1)]
+    text = "".join(map(str, tokens))
+    longest = max((len(e) for e in ends if "".join(map(str, e)) in text), default=0)
+    assert int(known) == longest
+
+
+def test_where_nothing_stands_nothing_is_known() -> None:
+    ngrams = KneserNey.fit(torch.tensor([0, 1, 2] * 20), 3, 3)
+    row = torch.tensor([[0, 1, 2, 0]])
+    history = ngrams.history(row)
+    assert history.tolist() == [[[-1, 0], [0, 1], [1, 2], [2, 0]]]
+    assert ngrams(history, torch.arange(3))[1].tolist() == [[1, 2, 2, 2]]
+    further = ngrams.history(row[:, :1], torch.tensor([[1, 2]]))
+    assert further.tolist() == [[[2, 0]]]
+    nothing, known = ngrams(torch.tensor([-1, -1]), torch.arange(3))
+    assert int(known) == 0 and nothing.tolist() == pytest.approx([1 / 3] * 3, rel=0.1)
+
+
+def test_the_order_is_the_one_that_tells_others_best() -> None:
+    noise = torch.randint(30, (6000,), generator=torch.Generator().manual_seed(0)).tolist()
+    row = [0, 1]
+    for drawn in noise:  # the two before tell, nine times in ten
+        row.append(drawn if drawn < 3 else (row[-1] + 2 * row[-2]) % 3)
+    text = torch.tensor(row)
+    best = KneserNey.fit_best(text[:4000], 3, text[4000:])
+    nats = [KneserNey.fit(text[:4000], 3, order).nats(text[4000:]) for order in range(1, 6)]
+    assert best.order == 3 == 1 + nats.index(min(nats))
+    assert KneserNey.fit_best(torch.tensor([1, 2]), 3, torch.tensor([1, 2])).order <= 2
+    for order in (0, 3):
+        with pytest.raises(InputError, match=r"2 tokens have no n-grams of|give an order from 1"):
+            KneserNey.fit(torch.tensor([1, 2]), 3, order)
+
+
+@pytest.mark.skipif(not SHAKESPEARE.is_dir(), reason="needs ../shared/data/tinyshakespeare")
+def test_it_tells_shakespeare_well() -> None:
+    text = {s: (SHAKESPEARE / f"{s}.txt").read_text() for s in ("train", "validation")}
+    numbers = {character: number for number, character in enumerate(sorted(set(text["train"])))}
+    train, other = (torch.tensor([numbers[c] for c in t]) for t in text.values())
+    ngrams = KneserNey.fit(train, len(numbers), 7)
+    assert ngrams.nats(other) == pytest.approx(1.5165, abs=1e-4)
+
+
+def test_a_model_shares_its_answers_with_them() -> None:
+    torch.manual_seed(0)
+    tokenizer = train_tokenizer(["abcd"], "character")
+    model = ResidualForCausalLM.build(SMALL, processor=tokenizer).eval()
+    text = torch.tensor(tokenizer("abcd" * 100).input_ids)
+    windows = TokenWindows(text, 50, context=4)
+    before = rb.train.evaluate(model, windows)
+    model.add_ngrams(KneserNey.fit(text, len(tokenizer), 3), share=0.25)
+    mixed = rb.train.evaluate(model, windows)
+    assert mixed["net_loss"] == pytest.approx(before["loss"]) and "net_loss" not in before
+    with torch.no_grad():
+        logits = model(text[None]).logits
+        assert logits.exp().sum(-1).allclose(torch.ones(()), atol=1e-5)
+        net = model.head(model._feature(text[None])[0]).softmax(-1)
+        assert model.ngrams is not None
+        counted, _ = model.ngrams(model.ngrams.history(text[None]), torch.arange(len(tokenizer)))
+        assert logits.exp().allclose(0.75 * net + 0.25 * counted, atol=1e-6)
+        right = logits[0, :-1].gather(1, text[1:, None]).mean()
+    assert mixed["loss"] == pytest.approx(-float(right), rel=1e-4)
+    model.choose_ngram_share(windows)  # the net has learnt nothing, they know it all
+    assert model.ngram_share.tolist() == [1.0] * 3 and not model.training
+    assert rb.train.evaluate(model, windows)["loss"] < 0.05
+    model.train()
+    assert "net_loss" not in model(text[None], labels=text[None])  # the net is trained by itself
+    model.eval()
+    noise = torch.randint(3, len(tokenizer), (4000,))
+    options = rb.train.Options(
+        epochs=30, batch_size=4, learning_rate=1e-2, progress=False, device="cpu", metric="loss",
+        higher_is_better=False, keep="last",
+    )  # fmt: skip
+    rb.train.fit(model, TokenWindows(text, 50, moving=True), windows, options)
+    model.add_ngrams(KneserNey.fit(noise, len(tokenizer), 3))
+    model.choose_ngram_share(windows)
+    assert max(model.ngram_share.tolist()) <= 0.05 and math.isfinite(mixed["loss"])
+    with pytest.raises(InputError, match="the n-grams are of 3 tokens and the model of"):
+        model.add_ngrams(KneserNey.fit(torch.tensor([0, 1, 2]), 3, 2))
