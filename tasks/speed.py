@@ -28,6 +28,9 @@ many workers as there are threads (where there are several).
 texts are as many tokens in every text: our default classifier, n-grams of words and masks included,
 beside Kim's CNN and untrained transformers in the sizes of MiniLM-L6 and DistilBERT. Tokenizing is
 left out, but for one column: ours from text to answer, as the recipe has it, TF-IDF included.
+
+decoding is greedy writing of 256 tokens by a language model in the shape of ours, with its exact
+memory, beside transformers' GPT-2 of as many parameters, with its cache.
 """
 
 import dataclasses
@@ -60,7 +63,7 @@ from resbackbones.vision import (
     ResidualImageProcessor,
 )
 from resbackbones.vision.boxes import select
-from tasks import _speed_texts
+from tasks import _speed_decoding, _speed_texts
 from tasks._running import run
 from tasks._speed_peers import PEERS, copy_weights, fcos, image_by_image, noise
 from tasks.vision import classify_images
@@ -80,7 +83,8 @@ SEQUENCES = {  # items and positions
     "tcn": (16, 80),
 }
 VISION = ("resnet50", "fcos")
-NAMES = (*PEERS, "fcos", "images", "texts")
+TEXTS: dict[str, Any] = {"texts": _speed_texts, "decoding": _speed_decoding}
+NAMES = (*PEERS, "fcos", "images", *TEXTS)
 IMAGES = 4
 CLASSES = 20  # of objects
 LOADED = 10_000  # images
@@ -94,7 +98,7 @@ TOLERANCE = 1e-4  # of the largest output
 @dataclass(frozen=True)
 class Config:
     only: tuple[str, ...] = NAMES
-    """What to measure: some nets, "images" or "texts"."""
+    """What to measure: some nets, "images", "texts" or "decoding"."""
     rounds: int = 15
     """Ratios that a median is of, after two rounds of warming up."""
     image_size: int = 128
@@ -192,10 +196,10 @@ def cases(name: str, config: Config, precisions: Sequence[Precision]) -> list[Ca
     """
     if name == "images":
         return [loading(config)]
-    if name == "texts":
+    if name in TEXTS:
         return [
-            Case("texts", shape, "evaluation", "fp32", macs, partial(dict, turns))
-            for shape, macs, turns in _speed_texts.turns(config.device)
+            Case(name, shape, "evaluation", "fp32", macs, partial(dict, turns))
+            for shape, macs, turns in TEXTS[name].turns(config.device)
         ]
     torch.manual_seed(0)
     sides, x = detectors(config) if name == "fcos" else backbones(name, config)
@@ -474,8 +478,11 @@ def tables(timings: Sequence[Timing], config: Config) -> str:
                 f"Images per second that reach the step, in batches of {BATCH}; under "
                 f'"ratio", the time one by one over that of ours; {close}',
             ]
-    texts = [(t.shape, t.seconds, t.ratios) for t in timings if t.name == "texts"]
-    return "\n\n".join([*told, *_speed_texts.table(texts, close)])
+    for name, module in TEXTS.items():
+        told += module.table(
+            [(t.shape, t.seconds, t.ratios) for t in timings if t.name == name], close
+        )
+    return "\n\n".join(told)
 
 
 def write(timings: Sequence[Timing], path: Path) -> None:

@@ -180,9 +180,9 @@ _BYTENET = BackboneSpec(
     dims=1, in_channels=1024, branch=Bottleneck(0.5), order="pre", norm="layer", causal=True,
 )  # fmt: skip
 
-# Ours, for the next character: gated layers at dilations 1, 2, 4, 8 and 16, twice.
+# Ours, for the next character: gated layers at dilations 1, 2, 4, 8, 16 and 32, twice.
 _CHAR_GCNN = BackboneSpec(
-    tuple(Stage(192, 1, dilation=2 ** (layer % 5)) for layer in range(10)),
+    tuple(Stage(192, 1, dilation=2 ** (layer % 6)) for layer in range(12)),
     dims=1, in_channels=192, branch=Gated(), order="pre", norm="layer", activation="silu",
     causal=True,
 )  # fmt: skip
@@ -255,7 +255,7 @@ SPECS: dict[str, BackboneSpec] = {
     "tcn_char": _tcn(3, 450, 100, 0.1),
     "gcnn14": _GCNN14,
     "bytenet": _BYTENET,
-    "char_gcnn10": _CHAR_GCNN,
+    "char_gcnn12": _CHAR_GCNN,
 }
 
 

@@ -18,6 +18,7 @@ from resbackbones.text.models import (
     ResidualForSequenceClassification,
     ResidualTextConfig,
 )
+from resbackbones.text.step import Step
 from resbackbones.text.tfidf import TfidfClassifier, choose_share
 from resbackbones.text.tokenizer import Ngrams, NgramTokenizer, TextTokenizer, train_tokenizer
 from resbackbones.text.vectors import WordVectors, load_vectors
@@ -42,6 +43,7 @@ __all__ = [
     "ResidualForCausalLM",
     "ResidualForSequenceClassification",
     "ResidualTextConfig",
+    "Step",
     "TextItems",
     "TextTokenizer",
     "TfidfClassifier",

@@ -30,14 +30,14 @@ from tasks.text._language import language_experiment, read, texts_of, windows, w
 class Config(Recipe):
     """The fields of this recipe."""
 
-    spec: Spec = "char_gcnn10"
-    """A causal net in resbackbones.SPECS, as char_gcnn10, bytenet, tcn or gcnn14."""
+    spec: Spec = "char_gcnn12"
+    """A causal net in resbackbones.SPECS, as char_gcnn12, bytenet, tcn or gcnn14."""
     tokenizer: Literal["auto", "character", "byte", "bpe", "unigram", "word"] = "auto"
     """What a token is; "auto": a character where the training text has up to ten million of them,
     else a byte pair."""
     vocab_size: int | None = None
     """Different tokens at most (as many as the kind of token usually has)."""
-    length: int = 256
+    length: int = 512
     """Tokens that a window of training tells."""
     context: int = 0
     """Tokens before each window of training that are read and not told; in evaluation all are that
@@ -55,18 +55,20 @@ class Config(Recipe):
     """How bold to write: below 1 likely tokens are likelier still, at 0 the likeliest is taken."""
     dropout: float = 0.1
     """Inside the net's branches."""
-    embedding_dropout: float = 0.1
+    embedding_dropout: float = 0.0
     """On the numbers of the token vectors."""
     peer: Literal["none", "gpt2"] = "none"
     """Train GPT-2 with as many parameters instead of the net, to compare."""
-    epochs: int = 6
+    epochs: int = 4
     most_tokens: int = 6_000_000
     """Tokens that a training reads about: of a long text it takes fewer epochs than --epochs, but
     one at least (0: as many as it says)."""
-    batch_size: int = 8
+    batch_size: int = 4
     evaluation_batch_size: int = 8
     optimizer: Kind = "adamw"
-    optimizer_arguments: Arguments = field(default_factory=lambda: {"fused": True})
+    optimizer_arguments: Arguments = field(
+        default_factory=lambda: {"fused": True, "betas": (0.9, 0.99)}
+    )
     learning_rate: float = 3e-3
     weight_decay: float = 0.1
     clip: float = 1.0

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import resbackbones as rb
 from resbackbones.data import open_dataset
 from resbackbones.vision import ImageItems, ResidualImageProcessor
-from tasks import _speed_texts, speed
+from tasks import _speed_decoding, _speed_texts, speed
 from tasks._running import run
 from tasks._speed_peers import PEERS, copy_weights, image_by_image, noise
 
@@ -139,6 +139,24 @@ def test_tells_of_texts(
     assert all(list(t["ratios"]) == others for t in timings)
     first = timings[0]["seconds"]["ours"]
     assert float(rows[0].strip("| ").split("|")[1]) == pytest.approx(500 * sum(first), abs=0.06)
+
+
+def test_tells_how_fast_language_models_write(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nets = _speed_decoding.writers()
+    sizes = {name: rb.count_parameters(net) for name, net in nets.items()}
+    assert sizes["ours"] == sizes[_speed_decoding.COUNTED]
+    assert 8.7e6 < sizes["ours"] < 9e6 and abs(sizes["GPT-2"] / sizes["ours"] - 1) < 0.02
+    assert nets["GPT-2"].config.n_positions >= 1024 + 256
+    monkeypatch.setattr(_speed_decoding, "PROMPTS", (1, 3))
+    monkeypatch.setattr(_speed_decoding, "NEW", 2)
+    monkeypatch.setattr(_speed_decoding, "writers", lambda: nets)
+    time_speed("--only", "decoding", "--rounds", 1)
+    header, _, *rows = capsys.readouterr().out.split("\n\n")[0].splitlines()
+    told = [cell.strip() for cell in header.strip("| ").split("|")]
+    assert told[2:] == [_speed_decoding.COUNTED, "GPT-2"]
+    assert [row.split("|")[1].strip() for row in rows] == ["1 + 2", "3 + 2"]
 
 
 def test_classifiers_of_texts_have_the_published_sizes() -> None:

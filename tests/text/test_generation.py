@@ -18,10 +18,12 @@ import resbackbones as rb
 from resbackbones.errors import InputError
 from resbackbones.text import (
     Embedding,
+    KneserNey,
     Memory,
     Ngrams,
     Perplexity,
     ResidualForCausalLM,
+    Step,
     TokenWindows,
     generation,
     train_tokenizer,
@@ -43,6 +45,7 @@ NETS: dict[str, dict[str, Any]] = {
     "temporal": {
         "name_or_spec": "tcn_char", "stages": (rb.Stage(20, 1), rb.Stage(20, 1, dilation=4)),
     },
+    "counted": {"name_or_spec": SMALL},  # and with n-grams
 }  # fmt: skip
 
 
@@ -55,6 +58,9 @@ def made(net: str = "tied", **options: Any) -> ResidualForCausalLM:
         for parameter in model.backbone.parameters():
             if parameter.ndim == 1:
                 parameter.add_(torch.randn_like(parameter), alpha=0.3)
+    if net == "counted":
+        tokens = torch.tensor(TOKENIZER(" ".join(TEXTS * 3)).input_ids)
+        model.add_ngrams(KneserNey.fit(tokens, len(TOKENIZER), 3))
     return model.eval()
 
 
@@ -120,6 +126,26 @@ def test_pieces_are_the_whole(net: str, cuts: list[int]) -> None:
             logits.append(output.logits)
     assert cache is not None and cache.get_seq_length() == 40 and cache.batch_size == 2
     assert torch.allclose(torch.cat(logits, 1), whole, atol=1e-4 * float(whole.abs().max()))
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_an_exported_step_writes_the_same(net: str) -> None:
+    model = made(net)
+    step, batch = Step(model), torch.export.Dim("batch", max=64)
+    states = step.begin(2)
+    sizes = {"input_ids": {0: batch}, "states": [{0: batch} for _ in states]}
+    exported = torch.export.export(step, (torch.zeros(2, 1).long(), states), dynamic_shapes=sizes)
+    program = exported.module()
+    for texts in (["who"], ["who", "far"], ["how"] * 3):
+        tokens = TOKENIZER(texts, return_tensors="pt").input_ids
+        wanted = model.generate(tokens, max_new_tokens=64, do_sample=False)[:, -64:]
+        states, found = step.begin(len(texts)), []
+        for token in tokens.T:
+            logits, states = program(token[:, None], states)
+        for _ in range(64):
+            found.append(logits.argmax(-1))
+            logits, states = program(found[-1][:, None], states)
+        assert torch.equal(torch.stack(found, 1), wanted)
 
 
 def test_it_goes_on_where_it_stopped_and_from_a_copy_again() -> None:
@@ -195,7 +221,7 @@ def test_saved_loaded_and_piped_it_is_the_same(net: str, tmp_path: Path) -> None
     loaded = ResidualForCausalLM.from_pretrained(tmp_path)
     assert torch.equal(loaded(**batch).logits, model(**batch).logits)
     tied = loaded.head.weight is loaded.embedding.tokens.weight
-    assert tied == (net in ("tied", "depthwise"))
+    assert tied == (net in ("tied", "depthwise", "counted"))
     auto = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
     assert torch.equal(auto(**batch).logits, model(**batch).logits)
     write = transformers.pipeline("text-generation", model=str(tmp_path))
@@ -302,6 +328,9 @@ def test_wrong_inputs_are_refused() -> None:
     within[0, 3] = 0
     refused("padding within or behind a text", attention_mask=within)
     refused("input_ids run from", input_ids=batch["input_ids"] + 100)
+    for most in (0, -1):
+        with pytest.raises(InputError, match=f"max_new_tokens={most} asks for no token"):
+            model.generate(**batch, max_new_tokens=most)
     with pytest.raises(InputError, match="a convolution's memory cannot go back"):
         Memory(model.backbone).crop(1)
     ngrams = train_tokenizer(TEXTS, "word", ngrams=Ngrams(buckets=100))
