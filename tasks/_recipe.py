@@ -472,7 +472,7 @@ def conclude(
             sample=runs[0].sample,
         )
         print(f"recorded {report.save_record(made_record)}")
-    print(f"\nModels, logs and curves are in {folder}; results.json has each class. Use one:\n")
+    print(f"\nModels, logs and curves are in {folder}; results.json has every figure. Use one:\n")
     place = folder / f"seed-{config.seeds[0]}" / "model"
     use = task.use.format(model=place, name=type(model).__name__)
     print(textwrap.indent(use.strip(), "    "))

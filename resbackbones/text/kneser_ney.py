@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from resbackbones.errors import InputError
 
 ORDERS = range(2, 11)  # that `fit_best` tries, until one is no better than the one before
+PIECE = 2**18  # tokens of a long row that are told at once
 LEAST = 0.1  # of a discount, so that a token never seen has a probability too
 
 
@@ -149,9 +150,13 @@ class KneserNey(nn.Module):
 
     def nats(self, tokens: Tensor) -> float:
         """Mean surprise at each token of a row `(N,)` but the first."""
-        row = tokens.long()[None]
-        found, _ = self(self.history(row[:, :-1]), row[:, 1:, None])
-        return -float(found.double().log().mean())
+        total = 0.0
+        for start in range(0, len(tokens) - 1, PIECE):
+            before = max(0, start - self.order)  # what the first of the piece are told by
+            row = tokens[before : start + PIECE + 1].long()[None]
+            found, _ = self(self.history(row[:, :-1]), row[:, 1:, None])
+            total -= float(found[0, start - before :].double().log().sum())
+        return total / max(1, len(tokens) - 1)
 
     def extra_repr(self) -> str:
         return f"order={self.order}, grams={sum(self.sizes):,}"

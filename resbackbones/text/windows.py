@@ -110,11 +110,14 @@ def _blocks(texts: Iterable[str]) -> Iterator[str]:
     held = ""
     for text in texts:
         held += text
-        while len(held) > BLOCK:
-            cut = max(held.rfind(blank, BLOCK // 2, BLOCK) for blank in (" ", "\n"))
-            cut = BLOCK if cut < 1 else cut
-            yield held[:cut]
-            held = held[cut:]
+        start = 0
+        while len(held) - start > BLOCK:
+            half, most = start + BLOCK // 2, start + BLOCK
+            cut = max(held.rfind(blank, half, most) for blank in (" ", "\n"))
+            cut = most if cut < 0 else cut
+            yield held[start:cut]
+            start = cut
+        held = held[start:]
     if held:
         yield held
 

@@ -69,6 +69,12 @@ class TextClassification(Classification):
     """Length of the adversarial step, in lengths of a token vector: train on each text as it is and
     moved so far up the slope of the loss (0.4 where half the texts have up to 64 words; else 0, not
     at all, which takes half the time)."""
+    layer_decay: float | None = None  # type: ignore[assignment]
+    """The rate of each residual block, as a share of that of the next deeper one (with --weights
+    0.8, else 1)."""
+    unfreezing: float | None = None  # type: ignore[assignment]
+    """Share of the updates over which layers begin to learn, from the head to the embedding (with
+    --weights 0.3, else 0: all from the start)."""
     all_rows: bool = False
     """Train on the validation rows too. They choose nothing here (the last weights are kept, and
     the baseline has half a share), but then there is no curve to watch."""
@@ -89,6 +95,10 @@ class TextClassification(Classification):
     keep: Keep = "last"  # one-cycle ends at its best, and a small validation split is no judge
 
     def __post_init__(self) -> None:
+        tuned = self.weights is not None
+        for name, usual in (("layer_decay", 0.8 if tuned else 1.0), ("unfreezing", 0.3 * tuned)):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, usual)
         super().__post_init__()
         if self.explain is not None and not self.predict:
             raise InputError("--explain is of answers; give it with --predict, or leave it out")

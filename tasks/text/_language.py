@@ -186,8 +186,10 @@ def found(parts: Parts, tokenizer: Any, kind: str) -> str:
     said = (
         f"{len(parts.train):,} tokens to train on, {len(parts.measured):,} to measure on "
         f"({parts.name}), {len(parts.chosen_by):,} to choose by; a token is a {kind}, of "
-        f"{len(tokenizer):,} different ones."
+        f"{len(tokenizer):,} different ones"
     )
+    each = parts.measured.characters / len(parts.measured)
+    said += "." if each == 1 else f", and of {each:.2f} characters on average."
     if unknown := parts.measured.unknown:
         said += f" The tokenizer does not know {unknown:,} of those to measure on."
     return said

@@ -10,11 +10,18 @@ from typing import Any
 
 import pandas
 import pytest
+import torch
 import transformers
 
 from resbackbones.errors import InputError
 from resbackbones.report import load_records
-from resbackbones.text import Ngrams, NgramTokenizer, ResidualForSequenceClassification
+from resbackbones.text import (
+    Ngrams,
+    NgramTokenizer,
+    ResidualForCausalLM,
+    ResidualForSequenceClassification,
+    train_tokenizer,
+)
 from tasks import _recipe
 from tasks._using import run
 from tasks.text import _classification, classify_text
@@ -99,6 +106,28 @@ def test_other_tokenizers_and_nets_resume(
     first = capsys.readouterr().out
     classify(*arguments, "--resume")
     assert capsys.readouterr().out == first  # there was nothing left to do
+
+
+def test_it_begins_with_the_net_of_a_language_model(
+    questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = train_tokenizer(["who is it", "where is 12 ?"], "character")
+    language = ResidualForCausalLM.build("char_gcnn12", processor=tokenizer)
+    language.save_pretrained(tmp_path / "language")
+    given = ["--data", questions, "--weights", tmp_path / "language", "--output", tmp_path / "out"]
+    classify(*given, "--learning-rate", "0", *SPEED)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"the vectors of {len(tokenizer)} tokens are theirs" in printed
+    assert "the head is left as drawn" in printed
+    assert "char_gcnn12-pretrained-tfidf, seed 0" in printed
+    model = ResidualForSequenceClassification.from_pretrained(tmp_path / "out" / "seed-0" / "model")
+    pairs = zip(model.backbone.parameters(), language.backbone.parameters(), strict=True)
+    assert all(torch.equal(ours, theirs) for ours, theirs in pairs)  # as nothing was learned
+    assert model.processor.get_vocab() == tokenizer.get_vocab()
+    config = classify_text.Config(data=str(questions), weights=tmp_path / "language")
+    assert (config.layer_decay, config.unfreezing) == (0.8, 0.3)
+    config = classify_text.Config(data=str(questions))
+    assert (config.layer_decay, config.unfreezing) == (1.0, 0.0)
 
 
 @pytest.mark.parametrize("device", ["auto", "cpu"])

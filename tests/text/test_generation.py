@@ -4,6 +4,9 @@ as alone, and remember as much after many tokens as after a few."""
 import copy
 import itertools
 import math
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +113,23 @@ def test_what_it_remembers_changes_no_token(net: str) -> None:
     assert torch.equal(*drawn) and not torch.equal(drawn[0], greedy)
 
 
+@pytest.mark.parametrize("name", [n for n, s in rb.SPECS.items() if s.causal and s.dims == 1])
+def test_every_causal_net_of_the_zoo_writes_the_same_with_its_memory(name: str) -> None:
+    """Sixteen times narrower, as the published ones have up to 100 million weights."""
+    spec = rb.SPECS[name]
+    stages = tuple(replace(stage, channels=stage.channels // 16) for stage in spec.stages)
+    stem = spec.stem and replace(spec.stem, channels=spec.stem.channels // 16)
+    narrow = replace(spec, stages=stages, stem=stem, in_channels=spec.in_channels // 4)
+    torch.manual_seed(0)
+    model = ResidualForCausalLM.build(narrow, processor=TOKENIZER).eval()
+    torch.nn.init.normal_(model.head.weight)
+    torch.nn.init.normal_(model.embedding.tokens.weight)
+    options: dict[str, Any] = {**batch_of(TEXTS), "max_new_tokens": 30, "do_sample": False}
+    found = model.generate(**options)
+    assert torch.equal(found, model.generate(**options, use_cache=False))
+    assert found[:, -30:].unique().numel() > 2
+
+
 @pytest.mark.parametrize("net", NETS)
 @settings(deadline=None, max_examples=5)
 @given(cuts=st.lists(st.integers(1, 39), max_size=4))
@@ -183,6 +203,26 @@ def test_its_memory_does_not_grow() -> None:
     repeated = copy.deepcopy(cache)
     repeated.batch_repeat_interleave(3)
     assert repeated.batch_size == 3 and cache.batch_size == 1
+
+
+@pytest.mark.slow
+def test_a_long_text_takes_no_more_memory() -> None:
+    """Peak memory of processes that write 65,536 and 1,024 tokens."""
+    code = """
+import resource, sys
+from tasks._speed_decoding import writers
+model = writers()["ours"].eval()
+tokens = model.generate(max_new_tokens=int(sys.argv[1]), do_sample=True)
+print(tokens.shape[1], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+    peaks = []
+    for count in (1024, 65_536):
+        command = [sys.executable, "-c", code, str(count)]
+        ended = subprocess.run(command, capture_output=True, text=True, check=True)
+        written, peak = map(int, ended.stdout.split())
+        assert written >= count
+        peaks.append(peak)
+    assert peaks[1] - peaks[0] <= 64 * 1024  # KiB
 
 
 @pytest.mark.parametrize("net", NETS)

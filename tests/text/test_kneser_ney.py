@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 
 import resbackbones as rb
 from resbackbones.errors import InputError
-from resbackbones.text import KneserNey, ResidualForCausalLM, TokenWindows, train_tokenizer
+from resbackbones.text import (
+    KneserNey,
+    ResidualForCausalLM,
+    TokenWindows,
+    kneser_ney,
+    train_tokenizer,
+)
 
 SHAKESPEARE = Path(__file__).parents[3] / "shared" / "data" / "tinyshakespeare"
 SMALL = rb.BackboneSpec(
@@ -84,6 +90,17 @@ def test_where_nothing_stands_nothing_is_known() -> None:
     assert further.tolist() == [[[2, 0]]]
     nothing, known = ngrams(torch.tensor([-1, -1]), torch.arange(3))
     assert int(known) == 0 and nothing.tolist() == pytest.approx([1 / 3] * 3, rel=0.1)
+
+
+def test_a_long_row_is_told_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = torch.randint(3, (100,), generator=torch.Generator().manual_seed(0))
+    ngrams = KneserNey.fit(row, 3, 3)
+    whole = ngrams.nats(row)
+    found, _ = ngrams(ngrams.history(row[None, :-1]), row[None, 1:, None])
+    assert whole == pytest.approx(-float(found.log().mean()), rel=1e-5)
+    for piece in (1, 7, 98, 99):
+        monkeypatch.setattr(kneser_ney, "PIECE", piece)
+        assert ngrams.nats(row) == pytest.approx(whole, rel=1e-6)
 
 
 def test_the_order_is_the_one_that_tells_others_best() -> None:

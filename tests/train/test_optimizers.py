@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from resbackbones.errors import InputError
+from resbackbones.train import fit
 from resbackbones.train.optimizers import WARMUP, make_optimizer, parameter_groups, schedule
 from resbackbones.vision import ResidualForImageClassification
 from tests.train.helpers import options, tiny
@@ -78,6 +79,24 @@ def test_frozen_parameters_are_in_no_group() -> None:
     assert [group["weight_decay"] for group in groups] == [0.0, 0.1]
 
 
-def test_layers_need_blocks() -> None:
-    with pytest.raises(InputError, match=r"layer_decay=0\.5 is per residual block"):
-        make_optimizer(tiny(), options(layer_decay=0.5))
+def test_layers_begin_to_learn_one_after_the_other() -> None:
+    torch.manual_seed(0)
+    model = ResidualForImageClassification.build("resnet20", num_labels=3)
+    groups = parameter_groups(model, options(unfreezing=0.5))
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    opens = {names[p]: group["opens"] for group in groups for p in group["params"]}
+    ordered = list(dict.fromkeys(opens[name] for name in names.values()))
+    assert ordered == [0.5 * (10 - layer) / 10 for layer in range(11)]  # stem, 9 blocks, head
+    rows = [{"pixel_values": torch.randn(3, 8, 8), "labels": n % 3} for n in range(8)]
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    settings = options(unfreezing=1.0, epochs=5, batch_size=8, weight_decay=0.1, device="cpu")
+    fit(model, rows, None, settings)  # five updates: the first half of the net comes too late
+    changed = {name for name, value in model.named_parameters() if not value.equal(before[name])}
+    late = {name for name, share in opens.items() if 2 * share > 0.8}
+    assert changed == set(before) - late and late and changed
+
+
+@pytest.mark.parametrize("name", ["layer_decay", "unfreezing"])
+def test_layers_need_blocks(name: str) -> None:
+    with pytest.raises(InputError, match=rf"{name}=0\.5 is per residual block"):
+        make_optimizer(tiny(), options(**{name: 0.5}))
