@@ -253,6 +253,7 @@ class Task:
         predicted: what else is made of a configuration, a model and the inputs that it answered.
         remarks: what else there is to say of a metric, in sentences.
         by_model: whether more than a model's processor tells how its items are made.
+        higher_is_better: of the figure that is recorded.
     """
 
     name: str
@@ -270,6 +271,7 @@ class Task:
     predicted: Callable[[Any, Any, Sequence[Any]], None] | None = None
     remarks: Callable[[Any], Iterable[str]] = lambda metric: ()
     by_model: bool = False
+    higher_is_better: bool = True
 
     def figure(self, metrics: Mapping[str, float]) -> str:
         """The one of a metric's figures that is recorded."""
@@ -448,7 +450,7 @@ def conclude(
         f"\n{report.format_count(parameters)} parameters, {report.format_count(macs)} MACs per "
         f"{unit}; training {seconds:.0f} s per seed"
     )
-    said = remarks(figure, runs, baseline, made.skipped, config.higher_is_better)
+    said = remarks(figure, runs, baseline, made.skipped, task.higher_is_better)
     for line in [*task.remarks(runs[0].metric), *said]:
         print(_running.wrapped(line))
     write_results(folder / "results.json", runs, baseline)
@@ -460,7 +462,7 @@ def conclude(
             split=split,
             arm=config.arm,
             metric=figure,
-            higher_is_better=config.higher_is_better,
+            higher_is_better=task.higher_is_better,
             seeds=[run.seed for run in runs],
             values=[run.metrics[figure] for run in runs],
             seconds=[run.result.seconds for run in runs],

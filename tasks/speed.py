@@ -115,7 +115,7 @@ class Config:
 def main(config: Config) -> None:
     check(config)
     torch.set_num_threads(config.threads)
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler would tell that it starts
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler tells that it starts
     bf16 = has_bf16(config.device)
     try:
         timings = list(measure(config, PRECISIONS if bf16 else PRECISIONS[:1]))
@@ -479,9 +479,8 @@ def tables(timings: Sequence[Timing], config: Config) -> str:
                 f'"ratio", the time one by one over that of ours; {close}',
             ]
     for name, module in TEXTS.items():
-        told += module.table(
-            [(t.shape, t.seconds, t.ratios) for t in timings if t.name == name], close
-        )
+        of_texts = [(t.shape, t.seconds, t.ratios) for t in timings if t.name == name]
+        told += module.table(of_texts, close)
     return "\n\n".join(told)
 
 

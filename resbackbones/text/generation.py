@@ -5,6 +5,7 @@ convolution the positions that it will read again, which are as many after a mil
 a thousand.
 """
 
+import copy
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -216,19 +217,21 @@ class ResidualForCausalLM(ResidualPreTrainedModel, GenerationMixin):
         """Answer by counted n-grams of the same tokens too, but for training.
 
         Args:
-            ngrams: fitted to the training tokens.
+            ngrams: fitted to the training tokens; the model has a copy of its own.
             share: theirs in the probability of a token, until `choose_ngram_share` finds others.
 
         Raises:
-            InputError: n-grams of another number of tokens.
+            InputError: n-grams of another number of tokens, or no share from 0 to 1.
         """
+        if not 0 <= share <= 1:
+            raise InputError(f"share={share} is none; give a number from 0 to 1")
         if ngrams.vocab_size != self.config.vocab_size:
             raise InputError(
                 f"the n-grams are of {ngrams.vocab_size} tokens and the model of "
                 f"{self.config.vocab_size}; fit them to what the model's tokenizer gives"
             )
         self.config.kneser_ney = ngrams.sizes
-        self.ngrams = ngrams.to(self.device)
+        self.ngrams = copy.deepcopy(ngrams).to(self.device)
         # The more tokens before this one they have met, the more they know of it.
         shares = torch.full((ngrams.order,), share, device=self.device)
         self.ngram_share: Tensor
@@ -237,26 +240,35 @@ class ResidualForCausalLM(ResidualPreTrainedModel, GenerationMixin):
     @torch.no_grad()
     def choose_ngram_share(self, items: Items, batch_size: int = 16) -> None:
         """Give the n-grams the share in the answers that makes these items, which nothing was
-        trained on, likeliest: one for each number of tokens before that they have met."""
-        assert self.ngrams is not None
+        trained on, likeliest: one for each number of tokens before that they have met.
+
+        Raises:
+            InputError: the model has none.
+        """
+        if self.ngrams is None:
+            raise InputError("the model has no n-grams to give a share; add some with add_ngrams")
         tried = torch.linspace(0, 1, STEPS + 1, dtype=torch.float64, device=self.device)
         sums = tried.new_zeros(self.ngrams.order, len(tried))
         counts = sums[:, 0].clone()
+        rows_at_once = max(1, LARGEST // self.config.vocab_size)
         with modes_kept(self):
             self.eval()
             for start in range(0, len(items), batch_size):
                 rows = range(start, min(start + batch_size, len(items)))
                 batch = {k: v.to(self.device) for k, v in items.__getitems__(rows).items()}
-                labels = batch.pop("labels")
+                labels = batch.pop("labels")[:, 1:]
                 feature, history = self._feature(**batch)
                 assert history is not None
-                wanted = labels[:, 1:].clamp(min=0)[..., None]
-                net = self.head(feature[:, :-1]).float().softmax(-1).gather(-1, wanted)
-                counted, known = self.ngrams(history[:, :-1], wanted)
-                together = net.double().lerp(counted.double(), tried).log()
-                told = labels[:, 1:] != IGNORED
-                sums.index_add_(0, known[told], together[told])
-                counts += known[told].bincount(minlength=len(counts))
+                told = labels != IGNORED
+                inputs = feature[:, :-1][told], history[:, :-1][told], labels[told]
+                for part in zip(*(each.split(rows_at_once) for each in inputs), strict=True):
+                    features, before, wanted = part
+                    logits = self.head(features).float()
+                    net = functional.cross_entropy(logits, wanted, reduction="none").neg().exp()
+                    counted, known = self.ngrams(before, wanted[:, None])
+                    together = net.double()[:, None].lerp(counted.double(), tried).log()
+                    sums.index_add_(0, known, together)
+                    counts += known.bincount(minlength=len(counts))
         sums[counts < FEW] = sums.sum(0)
         self.ngram_share.copy_(tried[sums.argmax(1)])
 

@@ -6,7 +6,7 @@ most nets from scratch do, and they err elsewhere. A `ResidualForCausalLM` that 
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from resbackbones.errors import InputError
 
 ORDERS = range(2, 11)  # that `fit_best` tries, until one is no better than the one before
 PIECE = 2**18  # tokens of a long row that are told at once
-LEAST = 0.1  # of a discount, so that a token never seen has a probability too
+DISCOUNTS = 0.5, 1.0, 1.5  # where the counts are too few to tell them, as KenLM has them
 
 
 class KneserNey(nn.Module):
@@ -61,13 +61,19 @@ class KneserNey(nn.Module):
         """Count the grams of a row of tokens `(N,)`; the same row gives the same model.
 
         Raises:
-            InputError: fewer tokens than the longest grams have, or an order below 1.
+            InputError: fewer tokens than the longest grams have, an order below 1, or a token that
+                the vocabulary does not have.
         """
         if not 1 <= order <= len(tokens):
             raise InputError(
                 f"{len(tokens)} tokens have no n-grams of {order}; give an order from 1 to as many"
             )
-        tokens = tokens.long()
+        tokens = tokens.cpu().long()
+        if not 0 <= int(tokens.min()) <= int(tokens.max()) < vocab_size:
+            raise InputError(
+                f"tokens run from {int(tokens.min())} to {int(tokens.max())}, but a vocabulary of "
+                f"{vocab_size} ends at {vocab_size - 1}; give that of the tokenizer"
+            )
         levels = list(_levels(tokens, vocab_size, order))
         made = cls(vocab_size, [len(grams) for grams, _ in levels])
         shares, rests, contexts = [], [], 1
@@ -149,14 +155,29 @@ class KneserNey(nn.Module):
         )
 
     def nats(self, tokens: Tensor) -> float:
-        """Mean surprise at each token of a row `(N,)` but the first."""
+        """Mean surprise at each token of a row `(N,)` but the first.
+
+        Raises:
+            InputError: there is but one, or none.
+        """
+        if len(tokens) < 2:
+            raise InputError(f"a text of {len(tokens)} tokens has none to tell; give 2 or more")
         total = 0.0
         for start in range(0, len(tokens) - 1, PIECE):
             before = max(0, start - self.order)  # what the first of the piece are told by
             row = tokens[before : start + PIECE + 1].long()[None]
             found, _ = self(self.history(row[:, :-1]), row[:, 1:, None])
             total -= float(found[0, start - before :].double().log().sum())
-        return total / max(1, len(tokens) - 1)
+        return total / (len(tokens) - 1)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        """Called by `to`, `half` and the like: probabilities of half precision would not sum to
+        1."""
+        exact = self.shares, self.rests
+        super()._apply(fn, recurse)
+        if not exact[0].is_meta:
+            self.shares, self.rests = (each.to(self.grams.device) for each in exact)
+        return self
 
     def extra_repr(self) -> str:
         return f"order={self.order}, grams={sum(self.sizes):,}"
@@ -179,10 +200,11 @@ def _levels(tokens: Tensor, vocab_size: int, order: int) -> Iterator[tuple[Tenso
 
 def _discounts(counts: Tensor) -> Tensor:
     """What is taken off a count of 0, 1, 2, and 3 or more (equation 26)."""
-    one, *more = [int((counts == count).sum()) for count in (1, 2, 3, 4)]
-    share = one / max(1, one + 2 * more[0])
-    taken = [0.0]
-    for count, (here, after) in enumerate(zip([one, *more], more, strict=False), 1):
-        discount = count - (count + 1) * share * after / max(1, here)
-        taken.append(min(max(discount, LEAST), count))
-    return torch.tensor(taken, dtype=torch.float64)
+    found = [int((counts == count).sum()) for count in (1, 2, 3, 4)]
+    taken: tuple[float, ...] = DISCOUNTS
+    if all(found):
+        share = found[0] / (found[0] + 2 * found[1])
+        formula = [k - (k + 1) * share * found[k] / found[k - 1] for k in (1, 2, 3)]
+        if min(formula) > 0:
+            taken = tuple(formula)
+    return torch.tensor([0.0, *taken], dtype=torch.float64)

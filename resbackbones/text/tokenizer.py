@@ -312,7 +312,8 @@ def train_tokenizer(
             off, in training and wherever the saved model reads. It is the tokenizer's
             `model_max_length`. None reads texts of any length whole.
         ngrams: also give each word's character n-grams (kind "word" alone).
-        add_bos_token: whether each text begins with `[BOS]`; not for pieces of one long text.
+        add_bos_token: whether each text begins with `[BOS]`; not for pieces of one long text. The
+            second text of a pair always does.
         options: of all kinds but "byte": `vocab_size` (tokens at most, special ones included) and
             `lowercase`; of "character", "word" and "bpe" also `min_frequency` (rarer ones are left
             out).
@@ -361,11 +362,11 @@ def train_tokenizer(
             "there is nothing to learn a vocabulary from; give texts with words, or a lower "
             "min_frequency"
         )
-    if add_bos_token:
-        begin = [(BEGIN, tokenizer.token_to_id(BEGIN))]
-        tokenizer.post_processor = TemplateProcessing(
-            single=f"{BEGIN} $A", pair=f"{BEGIN} $A {BEGIN} $B", special_tokens=begin
-        )
+    first = f"{BEGIN} $A" if add_bos_token else "$A"
+    begin = [(BEGIN, tokenizer.token_to_id(BEGIN))]
+    tokenizer.post_processor = TemplateProcessing(
+        single=first, pair=f"{first} {BEGIN} $B", special_tokens=begin
+    )
     settings: dict[str, Any] = {
         **special,
         "tokenizer_object": tokenizer,

@@ -7,7 +7,7 @@ memory.
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, repeat
 
 import numpy as np
@@ -34,12 +34,20 @@ class TokenRow:
         tokens: int32 `(N,)`, in a file without a name, which goes with the last process that reads
             it; it lies where TMPDIR says.
         characters: of the text.
-        unknown: how many tokens are the one that stands for what the tokenizer does not know.
+        unknown_token_id: the token that stands for what the tokenizer does not know; None where it
+            knows all.
     """
 
     tokens: Tensor
     characters: int
-    unknown: int
+    unknown_token_id: int | None = None
+
+    @property
+    def unknown(self) -> int:
+        """How many tokens stand for what the tokenizer does not know."""
+        if self.unknown_token_id is None:
+            return 0
+        return sum(int((part == self.unknown_token_id).sum()) for part in self.tokens.split(HASHED))
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -49,8 +57,8 @@ class TokenRow:
         cut = len(self) - round(share * len(self))
         per_token = self.characters / max(1, len(self))
         whole, first = self.characters, round(cut * per_token)
-        before = TokenRow(self.tokens[:cut], first, self.unknown)
-        return before, TokenRow(self.tokens[cut:], whole - first, self.unknown)
+        before = replace(self, tokens=self.tokens[:cut], characters=first)
+        return before, replace(self, tokens=self.tokens[cut:], characters=whole - first)
 
 
 def running_text(source: Source) -> Iterator[tuple[bool, str]]:
@@ -65,13 +73,14 @@ def running_text(source: Source) -> Iterator[tuple[bool, str]]:
 
 
 def tokenize(source: Source, tokenizer: PreTrainedTokenizerFast) -> TokenRow:
-    """All tokens of a split. Where the tokenizer marks where texts begin, each begins so.
+    """All tokens of a split, however long. Where the tokenizer marks where texts begin, each begins
+    so.
 
     Raises:
         InputError: no token.
     """
-    mark = len(tokenizer("")["input_ids"]) > 0
-    counts = np.zeros(2, dtype=np.int64)
+    mark = tokenizer.bos_token_id in tokenizer("")["input_ids"]
+    characters = 0
     first = os.environ.get("RANK", "0") == "0"
     with tempfile.TemporaryFile() as file:
         with tqdm(
@@ -83,19 +92,20 @@ def tokenize(source: Source, tokenizer: PreTrainedTokenizerFast) -> TokenRow:
         ) as bar:
             for blocks in _batched(running_text(source)):
                 texts = [text for _, text in blocks]
-                found = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)
+                found = tokenizer(
+                    texts, add_special_tokens=False, truncation=False, return_attention_mask=False
+                )
                 for (begins, text), ids in zip(blocks, found["input_ids"], strict=True):
                     ids = [tokenizer.bos_token_id] * (begins and mark) + ids
-                    row = np.array(ids, dtype=np.int32)
-                    row.tofile(file)
-                    counts += len(text), int((row == tokenizer.unk_token_id).sum())
+                    np.array(ids, dtype=np.int32).tofile(file)
+                    characters += len(text)
                     bar.update(len(text))
         file.flush()
         if not file.tell():
             raise InputError(f"{source.name} holds no text; give a file with some")
         # Closed, the file lives on as long as it is mapped.
         tokens = torch.from_numpy(np.memmap(file, np.int32, "r+"))
-    return TokenRow(tokens, *counts.tolist())
+    return TokenRow(tokens, characters, tokenizer.unk_token_id)
 
 
 def _rows(source: Source) -> Iterator[str]:

@@ -112,7 +112,7 @@ def owner(model: nn.Module, slot: Slot) -> nn.Module:
     backbone, head = parts(model)
     if head is None or not slot.in_head:
         return backbone.get_submodule(slot.owner)
-    return head.get_submodule(slot.owner.removeprefix("head."))
+    return head.get_submodule(slot.owner.partition(".")[2])
 
 
 def _place(path: list[str]) -> tuple[str, int, int]:

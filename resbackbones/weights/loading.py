@@ -83,7 +83,10 @@ def load_weights(model: nn.Module, source: object) -> list[str]:
     _check_body(given, body, targets)
     loaded: list[Slot] = []
     left: list[str] = []
-    if not getattr(getattr(model, "config", None), "tie_word_embeddings", False):
+    if getattr(getattr(model, "config", None), "tie_word_embeddings", False):
+        if given.head:
+            left = ["the head is left out: the model compares with the vectors of its tokens"]
+    else:
         loaded, left = _head(given, [slot for slot in everything if slot.in_head], targets, head)
     filled = [slot for slot in [*body, *loaded] if given.find(slot) is not None]
     told = [f"read in the layout of {given.layout.title}", *_conventions(given, model, filled)]
@@ -217,14 +220,17 @@ def _vectors(
     apart = {n: real for n, real in given.names.items() if n.startswith(TEXT_ALONE)}
     rest = {n: real for n, real in given.names.items() if n not in apart}
     embedding = getattr(model, "embedding", None)
-    ours = {} if embedding is None else embedding.state_dict(prefix="embedding.")
+    if embedding is None:
+        left = ["the vectors of tokens are left out: this model has none"] if apart else []
+        return replace(given, names=rest), {}, left
+    ours = embedding.state_dict(prefix="embedding.")
     fits = {}
     told = []
     for key, target in ours.items():
         theirs = given.source.tensors[apart[key]].shape if key in apart else None
         if theirs == target.shape:
             fits[key] = (apart[key], target)
-            told.append(f"the vectors of {len(target):,} tokens are theirs ({key})")
+            told.append(f"the vectors of {len(target):,} tokens are theirs, in their order ({key})")
         else:
             there = f"of shape {tuple(theirs)}" if theirs else "missing"
             told.append(f"{key} is left as drawn: theirs is {there}, here {tuple(target.shape)}")

@@ -100,6 +100,9 @@ class TextClassification(Classification):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, usual)
         super().__post_init__()
+        if tuned:
+            told = "spec", "tokenizer", "vocab_size", "min_frequency", "ngrams", "vectors"
+            Pretrained.refuse(self, told)
         if self.explain is not None and not self.predict:
             raise InputError("--explain is of answers; give it with --predict, or leave it out")
         if self.tokenizer in ("byte", "unigram") and self.min_frequency is not None:

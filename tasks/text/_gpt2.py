@@ -25,8 +25,12 @@ class GPT2(GPT2LMHeadModel):
     def metric(self) -> Perplexity:
         return Perplexity()
 
+    def save_pretrained(self, save_directory: Any, **options: Any) -> None:  # type: ignore[override]
+        super().save_pretrained(save_directory, **options)
+        self.processor.save_pretrained(save_directory)
 
-def gpt2(like: Any, positions: int, dropout: float = 0.2, **_: Any) -> GPT2:
+
+def gpt2(like: Any, positions: int, dropout: float = 0.0) -> GPT2:
     """An untrained one of as many parameters as another language model, give or take 2 %, which
     reads so many tokens."""
     wanted, vocabulary = count_parameters(like), like.config.vocab_size
@@ -52,4 +56,6 @@ def gpt2(like: Any, positions: int, dropout: float = 0.2, **_: Any) -> GPT2:
         return LAYERS * (12 * width**2 + 13 * width) + (vocabulary + positions + 2) * width
 
     widths = range(HEADS, 4096, HEADS)
-    return made(min(widths, key=lambda width: abs(size(width) - wanted)))
+    model = made(min(widths, key=lambda width: abs(size(width) - wanted)))
+    model.processor = like.processor
+    return model

@@ -1,8 +1,9 @@
 """What `model_language` reads, how it is judged, and how a trained model writes on."""
 
 import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,8 +34,8 @@ from tasks.text._gpt2 import GPT2, gpt2
 from tasks.text._pretrained import Pretrained
 
 SHORT = 10_000_000  # characters up to which each is a token
-HELD_OUT = 0.05  # of the training text's end, where something else is measured on
-ALONE = 0.1  # where nothing else is
+MEASURED = 0.1  # of a single text's end
+HELD_OUT = 0.05  # of the rest, or of a training text beside others
 COUNTED = 20_000_000  # tokens, the last ones, whose n-grams are counted
 WINDOW = 1024  # tokens told per window of evaluation
 START = 16  # tokens that a sample begins with, where nobody gave a prompt
@@ -61,37 +62,42 @@ def texts_of(config: Any) -> dict[str, Source]:
     )
 
 
-def parts_of(sources: dict[str, Source], tokenizer: Any, all_rows: bool) -> Parts:
+def parts_of(rows: Mapping[str, TokenRow], all_rows: bool) -> Parts:
     """What is measured on is the test split, else the validation split, else the end of the
-    training text; what chooses is the validation split, if it is not that, else that end."""
-    rows = {name: tokenize(source, tokenizer) for name, source in sources.items()}
-    alone = len(rows) == 1
-    train, end = rows["train"].split(ALONE if alone else HELD_OUT)
-    name = "test" if "test" in rows else "validation"
-    measured = rows.get(name, end)
-    if all_rows and alone:
-        raise InputError(
-            "--all-rows trains on the end of the text, and there is no other split to measure on; "
-            "leave --all-rows out"
-        )
-    if rows.keys() >= {"validation", "test"}:
-        return Parts(rows["train"], rows["validation"], measured, name)
-    return Parts(rows["train"] if all_rows else train, end, measured, name)
+    training text. What chooses is the validation split, where it is not that, else the end of what
+    is left of the training text; with `all_rows` that is trained on too."""
+    train = rows["train"]
+    if "test" in rows:
+        measured, name = rows["test"], "test"
+    elif "validation" in rows:
+        measured, name = rows["validation"], "validation"
+    else:
+        (train, measured), name = train.split(MEASURED), "end of the text"
+    if name == "test" and "validation" in rows:
+        return Parts(train, rows["validation"], measured, name)
+    beginning, end = train.split(HELD_OUT)
+    return Parts(train if all_rows else beginning, end, measured, name)
 
 
-def learned(config: Any, source: Source) -> tuple[Any, str]:
-    """A tokenizer of the training text, and its kind."""
-    kind = config.tokenizer
+def learned(config: Any, sources: Mapping[str, Source]) -> tuple[Any, str]:
+    """A tokenizer of the training text, but for what is measured on, and its kind."""
+    train, kind = sources["train"], config.tokenizer
+    size = sum(len(text) for _, text in running_text(train))
+    if len(sources) == 1:
+        size = round((1 - MEASURED) * size)
     if kind == "auto":
-        size = 0
-        for _, text in running_text(source):
-            if (size := size + len(text)) > SHORT:
-                break
         kind = "character" if size <= SHORT else "bpe"
+
+    def texts() -> Iterator[str]:
+        left = size
+        for _, text in running_text(train):
+            yield text[:left]
+            if (left := left - len(text)) <= 0:
+                return
+
     options = {} if config.vocab_size is None else {"vocab_size": config.vocab_size}
-    texts = (text for _, text in running_text(source))
     # The lines of a file are one text, within which nothing begins.
-    return train_tokenizer(texts, kind, add_bos_token=not source.in_lines, **options), kind
+    return train_tokenizer(texts(), kind, add_bos_token=not train.in_lines, **options), kind
 
 
 def language_experiment(config: Any) -> Experiment:
@@ -99,59 +105,56 @@ def language_experiment(config: Any) -> Experiment:
     spec = config.spec if saved is None else saved.spec
     spec = resolve(spec, skip=config.skip, dropout=config.dropout)
     sources = texts_of(config)
+    if config.all_rows and sources.keys() >= {"validation", "test"}:
+        raise InputError(
+            "--all-rows trains on the end of the training text, which chooses nothing where there "
+            "are a validation and a test split; leave it out"
+        )
     if saved is None:
-        tokenizer, kind = learned(config, sources["train"])
+        tokenizer, kind = learned(config, sources)
     else:
         tokenizer, kind = saved.tokenizer(VERY_LARGE_INTEGER), "token of the saved model"
-    parts = parts_of(sources, tokenizer, config.all_rows)
+    if config.prompt:
+        prompt_tokens(config.prompt, tokenizer)
     embedding = Embedding(config.embedding_dropout)
-    make = partial(ResidualForCausalLM.build, spec, processor=tokenizer, embedding=embedding)
-    build: Any = make
+    build: Any = partial(ResidualForCausalLM.build, spec, processor=tokenizer, embedding=embedding)
     if config.peer == "gpt2":
-        build = partial(gpt2, make(), config.context + 1 + config.length)
-    pad = tokenizer.pad_token_id
-    tokens = parts.train.tokens
+        build = partial(gpt2, build(), config.context + 1 + config.length, config.dropout)
+    model = build()  # what does not fit together is told at once
+    rows = {name: tokenize(source, tokenizer) for name, source in sources.items()}
+    parts = parts_of(rows, config.all_rows)
+    tokens, pad = parts.train.tokens, tokenizer.pad_token_id
     train = TokenWindows(
         tokens, config.length, context=config.context, moving=True, pad_token_id=pad
     )
-    chosen_by, test = (windows(config, row, build()) for row in (parts.chosen_by, parts.measured))
-    counted: list[KneserNey] = []
+    chosen_by, test = (windows(row, model) for row in (parts.chosen_by, parts.measured))
 
-    def fitted() -> KneserNey:
-        if not counted:
-            beginning, end = parts.train.tokens, parts.chosen_by.tokens
-            if config.all_rows:
-                beginning = beginning[: len(beginning) - len(end)]
-            best = KneserNey.fit_best(beginning[-COUNTED:], len(tokenizer), end)
-            if config.all_rows:
-                best = KneserNey.fit(tokens[-COUNTED:], len(tokenizer), best.order)
-            counted.append(best)
-        return counted[0]
+    @cache
+    def counted() -> KneserNey:
+        end = parts.chosen_by.tokens
+        beginning = tokens[: len(tokens) - len(end)] if config.all_rows else tokens
+        best = KneserNey.fit_best(beginning[-COUNTED:], len(tokenizer), end)
+        if config.all_rows:
+            best = KneserNey.fit(tokens[-COUNTED:], len(tokenizer), best.order)
+        return best
 
     def simple() -> tuple[str, Metric]:
         metric, row = Perplexity(), parts.measured.tokens
-        loss = torch.tensor(fitted().nats(row))
+        loss = torch.tensor(counted().nats(row))
         metric.update(SimpleNamespace(loss=loss), {"labels": row[None]})
-        return f"Kneser-Ney {fitted().order}-grams", metric
+        of = f" of the last {COUNTED:,} tokens" if len(tokens) > COUNTED else ""
+        return f"{sum(counted().sizes):,} Kneser-Ney {counted().order}-grams{of}", metric
 
     def together(model: ResidualForCausalLM) -> None:
-        model.add_ngrams(fitted())
+        model.add_ngrams(counted())
         if not config.all_rows:
             model.choose_ngram_share(chosen_by, config.evaluation_batch_size)
         shares = [f"{share:.0%}".replace("%", " %") for share in model.ngram_share.tolist()]
         if World.now().first:
-            said = "n-grams have a share in the answers, where they know 0, 1, … tokens before, of "
-            print(wrapped(f"{sum(fitted().sizes):,} counted {said}{', '.join(shares)}"))
+            said = "n-grams have a share in the answers, where they know 0, 1, … tokens before, of"
+            print(wrapped(f"{said} {', '.join(shares)}"))
 
     is_peer = config.peer != "none"
-    protocol = f"{parts.train.characters:,} characters of train"
-    if len(tokens) != parts.train.characters:
-        protocol += f", {len(tokens):,} tokens"
-    if config.all_rows:
-        protocol += ", all there are"
-    else:
-        where = "of validation" if sources.keys() >= {"validation", "test"} else "behind them"
-        protocol += f", {len(parts.chosen_by):,} tokens {where} for choices"
     most = max(1, config.most_tokens // len(tokens)) if config.most_tokens else None
     return Experiment(
         Splits(sources["train"], sources["train"], sources.get("test")),
@@ -163,22 +166,31 @@ def language_experiment(config: Any) -> Experiment:
         found(parts, tokenizer, kind),
         finish=together if config.kneser_ney and not is_peer else None,
         most_epochs=most,
-        protocol=protocol,
+        protocol=protocol(parts, kind, config.all_rows),
         split=parts.name,
         per=("token", test.size + 1 + test.context),
         sample=None if is_peer else partial(sample, config=config, parts=parts),
     )
 
 
-def windows(config: Any, row: TokenRow, model: Any) -> TokenWindows:
+def windows(row: TokenRow, model: Any) -> TokenWindows:
     """A row for a model to be measured on: each token with all before it that it can reach."""
-    if isinstance(model, GPT2):  # which reads so many alone: half of them stand before any told
+    size = min(WINDOW, max(1, len(row) - 1))
+    if isinstance(model, GPT2):  # it reads so many alone: half of them stand before any told
         size = model.config.n_positions // 2
         return TokenWindows(row.tokens, size, context=size - 1)
     reach = int(model.backbone.receptive_field) - 1
-    size = min(WINDOW, len(row) - 1)
     pad = model.config.pad_token_id
     return TokenWindows(row.tokens, size, context=reach, pad_token_id=pad)
+
+
+def protocol(parts: Parts, kind: str, all_rows: bool) -> str:
+    """What was trained on and chosen by, in a few words."""
+    told = f"{parts.train.characters:,} characters of train in {len(parts.train):,} tokens ({kind})"
+    chosen_by = "its end chose the n-grams' order and is trained on" if all_rows else (
+        f"{len(parts.chosen_by):,} others for choices"
+    )  # fmt: skip
+    return f"{told}, {chosen_by}"
 
 
 def found(parts: Parts, tokenizer: Any, kind: str) -> str:
@@ -241,9 +253,10 @@ def write_on(model: Any, prompt: str, config: Any) -> str:
 
 def sample(model: Any, config: Any, parts: Parts) -> str:
     """What a trained model writes, from the prompt or from how the measured text begins."""
-    prompt = config.prompt or model.processor.decode(
-        parts.measured.tokens[:START].tolist(), skip_special_tokens=True
-    )
+    begun = parts.measured.tokens[:START].tolist()
+    prompt = config.prompt or model.processor.decode(begun, skip_special_tokens=True)
+    if not prompt:  # nothing that the tokenizer knows
+        return ""
     print("\nit writes, after the first words:\n", flush=True)
     return write_on(model, prompt, config)
 

@@ -10,7 +10,7 @@ Every token is told by the net and by counted n-grams (interpolated Kneser-Ney),
 million characters are often the better of the two, each with the share that does best on the end of
 the training text, which is held out; --no-kneser-ney leaves the net alone. What is measured is the
 mean surprise at every token but the first, all that stands before it being read, in nats, in bits
-and as perplexity, on the test split or, where there is none, the validation split.
+and as perplexity, on the test split, else on the validation split, else on the end of the text.
 """
 
 from dataclasses import dataclass, field
@@ -24,6 +24,11 @@ from resbackbones.train.options import Arguments, Kind
 from tasks._recipe import Experiment, Recipe, Spec, Task
 from tasks._using import run
 from tasks.text._language import language_experiment, read, texts_of, windows, write_all
+from tasks.text._pretrained import Pretrained
+
+# What all recipes have and no raw text is told by, and their values when unset.
+UNREAD = {"train_limit": None, "on_bad": "error", "label_column": None, "group_column": None}
+UNREAD |= {"group_pattern": None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +83,14 @@ class Config(Recipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name, unset in UNREAD.items():
+            if getattr(self, name) != unset:
+                flag = name.replace("_", "-")
+                raise InputError(f"--{flag} says nothing of raw text; leave it out")
+        if self.weights is not None:
+            Pretrained.refuse(self, ("spec", "tokenizer", "vocab_size"))
+        if self.peer != "none" and (self.skip, self.weights) != ("identity", None):
+            raise InputError(f"--skip and --weights are not for --peer {self.peer}; leave them out")
         if self.folds:
             raise InputError(
                 "--folds are of rows at random, but a text is held out from its end; leave it out"
@@ -96,13 +109,16 @@ class Config(Recipe):
 
     @property
     def arm(self) -> str:
-        name = super().arm
-        return name if self.peer == "none" else name.replace(str(self.spec), self.peer, 1)
+        saved, name = Pretrained.find(self.weights), str(self.spec)
+        own = self.peer if saved is None else saved.name
+        return super().arm.replace(name, name if own == "none" else own, 1)
 
     @property
     def variant(self) -> str:
-        counted = "-kneser-ney" if self.kneser_ney and self.peer == "none" else ""
-        return super().variant + counted + ("-all-rows" if self.all_rows else "")
+        said = "" if self.tokenizer == "auto" else f"-{self.tokenizer}"
+        said += "-pretrained" * (self.weights is not None)
+        said += "-kneser-ney" * (self.kneser_ney and self.peer == "none")
+        return super().variant + said + "-all-rows" * self.all_rows
 
     def open_alone(self, kind: str, target: Any) -> Source:
         found = texts_of(self)
@@ -114,7 +130,7 @@ def experiment(config: Config) -> Experiment:
 
 
 def items(config: Config, source: Source, model: Model) -> TokenWindows:
-    return windows(config, tokenize(source, model.processor), model)
+    return windows(tokenize(source, model.processor), model)
 
 
 USE = """
@@ -132,6 +148,7 @@ TASK = Task(
     answer=None,
     predicted=write_all,
     by_model=True,
+    higher_is_better=False,
 )
 
 if __name__ == "__main__":

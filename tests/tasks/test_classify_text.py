@@ -117,7 +117,7 @@ def test_it_begins_with_the_net_of_a_language_model(
     given = ["--data", questions, "--weights", tmp_path / "language", "--output", tmp_path / "out"]
     classify(*given, "--learning-rate", "0", *SPEED)
     printed = " ".join(capsys.readouterr().out.split())
-    assert f"the vectors of {len(tokenizer)} tokens are theirs" in printed
+    assert f"the vectors of {len(tokenizer)} tokens are theirs, in" in printed
     assert "the head is left as drawn" in printed
     assert "char_gcnn12-pretrained-tfidf, seed 0" in printed
     model = ResidualForSequenceClassification.from_pretrained(tmp_path / "out" / "seed-0" / "model")

@@ -56,9 +56,10 @@ def test_trains_writes_saves_and_records(
     assert (record.task, record.arm) == ("model_language", "tcn_char-kneser-ney")
     assert (record.metric, record.higher_is_better, record.split) == ("loss", False, "validation")
     assert record.baseline is not None and record.baseline["value"] == counted["loss"]
+    rest = f"{size - round(size / 20):,}"
     assert record.protocol == (
-        f"{size - round(size / 20):,} characters of train, {round(size / 20)} tokens behind them "
-        "for choices"
+        f"{rest} characters of train in {rest} tokens (character), {round(size / 20)} others for "
+        "choices"
     )
     assert record.sample.startswith("who") and len(record.sample) == 15
     assert record.sample in printed
@@ -120,7 +121,8 @@ def test_training_goes_on_from_a_saved_model(
     capsys.readouterr()
     model_language("--data", other, "--output", tmp_path / "two", "--weights", first, *NET[2:])
     said = " ".join(capsys.readouterr().out.split())
-    assert "tokens are theirs (embedding.tokens.weight)" in said
+    assert "tokens are theirs, in their order (embedding.tokens.weight)" in said
+    assert "tcn_char-pretrained-kneser-ney, seed 0" in said
 
 
 def test_wrong_input_is_named_in_a_line(
@@ -131,19 +133,20 @@ def test_wrong_input_is_named_in_a_line(
     short.write_text("to be")
     model_language("--data", verses, "--output", tmp_path / "out", *NET)
     place = tmp_path / "out" / "seed-0" / "model"
+    three = tmp_path / "three"
+    three.mkdir()
+    for split in ("train", "validation", "test"):
+        (three / f"{split}.txt").write_text(VERSES)
     for sentence, arguments in (
         ("empty.txt is empty; give a file with text", ["--data", empty]),
-        ("5 tokens are too few for windows of 256; give 513 or more", ["--data", short]),
+        ("tokens are too few for windows of 512; give 1025 or more", ["--data", short]),
         ("there is nothing to train on", []),
         ("no spec is called 'gnn'", ["--data", verses, "--spec", "gnn"]),
         ("looks at tokens to come; build it with", ["--data", verses, "--spec", "word_resnet6"]),
         ("--folds are of rows at random", ["--data", verses, "--folds", 3]),
         ("--new-tokens 0 make no text", ["--data", verses, "--new-tokens", 0]),
         ("--temperature is -1.0", ["--data", verses, "--temperature", -1]),
-        (
-            "--all-rows trains on the end of the text",
-            ["--data", verses / "train.txt", "--all-rows"],
-        ),
+        ("--all-rows trains on the end", ["--data", three, "--all-rows"]),
         ("is no text model; give a folder", ["--data", verses, "--weights", tmp_path]),
         ("the prompt holds '☃', 'Q', which", ["--predict", place, "--prompt", "☃Q who"]),
         ("the prompt is empty", ["--predict", place, empty]),

@@ -60,6 +60,12 @@ def test_what_the_tokenizer_does_not_know_is_counted() -> None:
     source = open_unlabelled(Dataset.from_dict({"text": ["abc", None, "cd"]}), kind="text")
     row = tokenize(source["train"], train_tokenizer(["ab"], "character"))
     assert row.unknown == 3 and row.characters == 5 and len(row) == 7
+    assert [half.unknown for half in row.split(3 / 7)] == [1, 2]
+
+
+def test_a_tokenizer_that_cuts_texts_cuts_none_here() -> None:
+    source = open_unlabelled(Dataset.from_dict({"text": ["abababab"]}), kind="text")["train"]
+    assert len(tokenize(source, train_tokenizer(["ab"], "character", max_length=3))) == 9
 
 
 def test_empty_files_are_refused(tmp_path: Path) -> None:
