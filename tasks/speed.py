@@ -28,7 +28,6 @@ many workers as there are threads (where there are several).
 texts are as many tokens in every text: our default classifier, n-grams of words and masks included,
 beside Kim's CNN and untrained transformers in the sizes of MiniLM-L6 and DistilBERT. Tokenizing is
 left out, but for one column: ours from text to answer, as the recipe has it, TF-IDF included.
-
 decoding is greedy writing of 256 tokens by a language model in the shape of ours, with its exact
 memory, beside transformers' GPT-2 of as many parameters, with its cache.
 """
