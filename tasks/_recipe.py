@@ -391,7 +391,7 @@ def one_seed(
         counted = other.metric()
         measure(other, part.test, counted)
         metric.merge(counted)
-    sample = world.once(lambda: made.sample(model)) if made.sample is not None else ""
+    sample = "" if (write := made.sample) is None else world.once(lambda: write(model))
     return Run(seed, metric, result, sample)
 
 

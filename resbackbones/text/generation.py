@@ -257,7 +257,7 @@ class ResidualForCausalLM(ResidualPreTrainedModel, GenerationMixin):
                 rows = range(start, min(start + batch_size, len(items)))
                 batch = {k: v.to(self.device) for k, v in items.__getitems__(rows).items()}
                 labels = batch.pop("labels")[:, 1:]
-                feature, history = self._feature(**batch)
+                feature, history = self._feature(batch["input_ids"], batch["attention_mask"])
                 assert history is not None
                 told = labels != IGNORED
                 inputs = feature[:, :-1][told], history[:, :-1][told], labels[told]
@@ -309,7 +309,8 @@ class ResidualForCausalLM(ResidualPreTrainedModel, GenerationMixin):
             cache = Memory(self.backbone)
         feature, history = self._feature(input_ids, attention_mask, cache)
         if labels is not None:
-            return LanguageModelOutput(**self._losses(feature, history, labels), cache=cache)
+            loss, net_loss = self._losses(feature, history, labels)
+            return LanguageModelOutput(loss=loss, net_loss=net_loss, cache=cache)
         if logits_to_keep:
             feature = feature[:, -logits_to_keep:]
             history = history if history is None else history[:, -logits_to_keep:]
@@ -388,7 +389,9 @@ class ResidualForCausalLM(ResidualPreTrainedModel, GenerationMixin):
         leading = (real.cumsum(1) == 0).sum(1)
         return Context(torch.full_like(leading, size), kept, leading)
 
-    def _losses(self, feature: Tensor, history: Tensor | None, labels: Tensor) -> dict[str, Tensor]:
+    def _losses(
+        self, feature: Tensor, history: Tensor | None, labels: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
         """Mean cross-entropy of the tokens after each position, of features `(B, T, C)` and labels
         `(B, T)`: the answer's and, where that is another one, the net's."""
         wanted = labels[:, 1:].flatten()
@@ -401,7 +404,7 @@ class ResidualForCausalLM(ResidualPreTrainedModel, GenerationMixin):
             if not history:
                 return each.sum()
             candidates = wanted.clamp(min=0)[:, None]
-            together = -self._together(-each[:, None], *history, candidates)[:, 0]
+            together = -self._together(-each[:, None], history[0], candidates)[:, 0]
             return torch.stack([together.masked_fill(wanted == IGNORED, 0), each], 1).sum(0)
 
         total = feature.new_zeros(() if history is None else 2, dtype=torch.float32)
@@ -409,7 +412,7 @@ class ResidualForCausalLM(ResidualPreTrainedModel, GenerationMixin):
         for part in zip(*(each.split(rows) for each in inputs), strict=True):
             total = total + checkpoint(summed, *part, use_reentrant=False)
         total = total / (wanted != IGNORED).sum().clamp(min=1)
-        return {"loss": total} if history is None else {"loss": total[0], "net_loss": total[1]}
+        return (total, None) if history is None else (total[0], total[1])
 
     def weight(self, batch: Mapping[str, Any]) -> Tensor:
         """What the loss is a mean over: the tokens to be told."""

@@ -19,6 +19,10 @@ class GPT2(GPT2LMHeadModel):
 
     processor: Any = None
 
+    def __init__(self, config: GPT2Config) -> None:
+        super().__init__(config)
+        self.loss_type = "ForCausalLM"  # which transformers tells by the name of a class
+
     def weight(self, batch: Mapping[str, Any]) -> Tensor:
         return told(batch)
 
@@ -47,7 +51,6 @@ def gpt2(like: Any, positions: int, dropout: float = 0.0) -> GPT2:
             attn_pdrop=dropout,
             bos_token_id=like.config.bos_token_id,
             eos_token_id=None,
-            loss_type="ForCausalLM",
             pad_token_id=like.config.pad_token_id,
         )
         return GPT2(config)

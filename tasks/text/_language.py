@@ -1,7 +1,7 @@
 """What `model_language` reads, how it is judged, and how a trained model writes on."""
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -261,7 +261,7 @@ def sample(model: Any, config: Any, parts: Parts) -> str:
     return write_on(model, prompt, config)
 
 
-def write_all(config: Any, model: Any, texts: list[str]) -> None:
+def write_all(config: Any, model: Any, texts: Sequence[str]) -> None:
     """Write on from each file, and from the prompt."""
     for prompt in [*texts, *([config.prompt] if config.prompt else [])]:
         write_on(model, prompt, config)
