@@ -39,6 +39,9 @@ HELD_OUT = 0.05  # of the rest, or of a training text beside others
 COUNTED = 20_000_000  # tokens, the last ones, whose n-grams are counted
 WINDOW = 1024  # tokens told per window of evaluation
 START = 16  # tokens that a sample begins with, where nobody gave a prompt
+# What all recipes have and no raw text is told by, and their values when unset.
+UNREAD = {"train_limit": None, "on_bad": "error", "label_column": None, "group_column": None}
+UNREAD |= {"group_pattern": None}
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,33 @@ class Parts:
     chosen_by: TokenRow
     measured: TokenRow
     name: str
+
+
+def refuse(config: Any) -> None:
+    """Refuse what nothing can be made of, before anything is read.
+
+    Raises:
+        InputError: say what.
+    """
+    for name, unset in UNREAD.items():
+        if getattr(config, name) != unset:
+            flag = name.replace("_", "-")
+            raise InputError(f"--{flag} says nothing of raw text; leave it out")
+    if config.weights is not None:
+        Pretrained.refuse(config, ("spec", "tokenizer", "vocab_size"))
+    if config.peer != "none" and (config.skip, config.weights) != ("identity", None):
+        raise InputError(f"--skip and --weights are not for --peer {config.peer}; leave them out")
+    if config.folds:
+        raise InputError(
+            "--folds are of rows at random, but a text is held out from its end; leave it out"
+        )
+    if config.length < 1 or config.context < 0 or config.new_tokens < 1:
+        raise InputError(
+            f"--length {config.length}, --context {config.context} and --new-tokens "
+            f"{config.new_tokens} make no text; give 1, 0 and 1 up"
+        )
+    if config.temperature < 0:
+        raise InputError(f"--temperature is {config.temperature}; give a number from 0 up")
 
 
 def texts_of(config: Any) -> dict[str, Source]:
@@ -100,7 +130,8 @@ def learned(config: Any, sources: Mapping[str, Source]) -> tuple[Any, str]:
     return train_tokenizer(texts(), kind, add_bos_token=not train.in_lines, **options), kind
 
 
-def language_experiment(config: Any) -> Experiment:
+def experiment(config: Any) -> Experiment:
+    """What is trained on which text, and the n-grams beside it."""
     saved = Pretrained.find(config.weights)
     spec = config.spec if saved is None else saved.spec
     spec = resolve(spec, skip=config.skip, dropout=config.dropout)

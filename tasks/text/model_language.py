@@ -3,6 +3,9 @@ r"""Train a residual language model on any text, and have it write.
     python -m tasks.text.model_language --data ../shared/data/tinyshakespeare \
         --name "Tiny Shakespeare" --all-rows --prompt "ROMEO:" --record
 
+reached 1.429 nats per character (the n-grams alone 1.517, the net alone 1.524) in 22 minutes of
+training on two cores of an EPYC.
+
 Data are a text file, a folder of them, or any data set with a column of texts, larger than memory
 too. A short text is modelled by its characters, a long one by byte pairs (--tokenizer).
 
@@ -17,18 +20,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from resbackbones.data import NoTarget, Source
-from resbackbones.errors import InputError
 from resbackbones.text import ResidualForCausalLM as Model
 from resbackbones.text import TokenWindows, tokenize
 from resbackbones.train.options import Arguments, Kind
-from tasks._recipe import Experiment, Recipe, Spec, Task
+from tasks._recipe import Recipe, Spec, Task
 from tasks._using import run
-from tasks.text._language import language_experiment, read, texts_of, windows, write_all
+from tasks.text._language import experiment, read, refuse, texts_of, windows, write_all
 from tasks.text._pretrained import Pretrained
-
-# What all recipes have and no raw text is told by, and their values when unset.
-UNREAD = {"train_limit": None, "on_bad": "error", "label_column": None, "group_column": None}
-UNREAD |= {"group_pattern": None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,25 +81,7 @@ class Config(Recipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, unset in UNREAD.items():
-            if getattr(self, name) != unset:
-                flag = name.replace("_", "-")
-                raise InputError(f"--{flag} says nothing of raw text; leave it out")
-        if self.weights is not None:
-            Pretrained.refuse(self, ("spec", "tokenizer", "vocab_size"))
-        if self.peer != "none" and (self.skip, self.weights) != ("identity", None):
-            raise InputError(f"--skip and --weights are not for --peer {self.peer}; leave them out")
-        if self.folds:
-            raise InputError(
-                "--folds are of rows at random, but a text is held out from its end; leave it out"
-            )
-        if self.length < 1 or self.context < 0 or self.new_tokens < 1:
-            raise InputError(
-                f"--length {self.length}, --context {self.context} and --new-tokens "
-                f"{self.new_tokens} make no text; give 1, 0 and 1 up"
-            )
-        if self.temperature < 0:
-            raise InputError(f"--temperature is {self.temperature}; give a number from 0 up")
+        refuse(self)
 
     @property
     def asks(self) -> bool:
@@ -123,10 +103,6 @@ class Config(Recipe):
     def open_alone(self, kind: str, target: Any) -> Source:
         found = texts_of(self)
         return found.get("test") or found.get("validation") or found["train"]
-
-
-def experiment(config: Config) -> Experiment:
-    return language_experiment(config)
 
 
 def items(config: Config, source: Source, model: Model) -> TokenWindows:

@@ -32,12 +32,12 @@ from tasks._classes import KnownClasses
 from tasks._recipe import Recipe, Task, fitting
 from tasks._using import begin, run
 from tasks.speech import spot_keywords
-from tasks.text import analyze_sentiment, classify_text
+from tasks.text import analyze_sentiment, classify_text, model_language
 from tasks.vision import classify_images, detect_objects, segment_images
 
 ROOT = Path(__file__).parents[2]
 RECIPES = [spot_keywords, classify_text, analyze_sentiment, classify_images, detect_objects]
-RECIPES += [segment_images]
+RECIPES += [segment_images, model_language]
 TASKS: list[Task] = [recipe.TASK for recipe in RECIPES]
 # Two steps teach nothing, and fit says so.
 pytestmark = pytest.mark.filterwarnings("ignore::resbackbones.train.StillAtChance")
