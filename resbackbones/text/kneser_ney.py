@@ -116,26 +116,29 @@ class KneserNey(nn.Module):
         grams, shares = self.grams.split(self.sizes), self.shares.split(self.sizes)
         rests = self.rests.split([1, *self.sizes[:-1]])
         candidates = candidates.expand(*history.shape[:-1], candidates.shape[-1])
-        nothing = torch.zeros_like(candidates[..., :1])
-        place = self._find(grams[0], nothing, candidates)
-        found = shares[0][place].where(place >= 0, 0) + rests[0] / self.vocab_size
-        known = torch.zeros_like(history[..., :0].sum(-1))
-        inside = torch.zeros_like(history)  # the gram of so many tokens that ends at each
+        place, hit = self._find(grams[0], candidates)
+        found = shares[0][place] * hit + rests[0] / self.vocab_size
+        met = [torch.zeros_like(candidates[..., :0].sum(-1), dtype=torch.bool)]
+        real = history >= 0
+        inside = torch.zeros_like(history)  # the gram of so many tokens that ends at each; or -1
         for length in range(1, self.order):
             before = inside if length == 1 else inside[..., :-1]
-            inside = self._find(grams[length - 1], before, history[..., length - 1 :])
+            wanted = before * self.vocab_size + history[..., length - 1 :]
+            place, hit = self._find(grams[length - 1], wanted)
+            inside = place.where(hit & real[..., length - 1 :], -1)
             context = inside[..., -1:]
-            place = self._find(grams[length], context, candidates)
-            own = shares[length][place].where(place >= 0, 0)
-            found = (own + rests[length][context] * found).where(context >= 0, found)
-            known = known + (context[..., 0] >= 0)
-        return found, known
+            place, hit = self._find(grams[length], context * self.vocab_size + candidates)
+            longer = shares[length][place] * hit + rests[length][context] * found
+            found = longer.where(context >= 0, found)
+            met.append(context[..., 0] >= 0)
+        return found, torch.stack(met).sum(0)
 
-    def _find(self, grams: Tensor, before: Tensor, tokens: Tensor) -> Tensor:
-        """The number of each gram, from that of all but its last token; -1 where it is unknown."""
-        wanted = before * self.vocab_size + tokens
-        place = torch.searchsorted(grams, wanted).clamp(max=len(grams) - 1)
-        return place.where((grams[place] == wanted) & (before >= 0) & (tokens >= 0), -1)
+    @staticmethod
+    def _find(grams: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+        """The number of each gram, by that of its tokens, and whether it is there; one that begins
+        with the gram -1 is below 0, and so is not."""
+        place = torch.searchsorted(grams, wanted.contiguous()).clamp(max=len(grams) - 1)
+        return place, grams[place] == wanted
 
     def history(self, tokens: Tensor, before: Tensor | None = None) -> Tensor:
         """What `forward` asks for at each of these tokens, `(B, T, order - 1)`, the token itself
