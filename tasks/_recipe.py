@@ -441,7 +441,8 @@ def conclude(
     split = f"{parts}-fold cross-validation"
     if not parts:
         split = made.split or ("validation" if splits.test is None else "test")
-    print(f"\n{name}, {split}{'' if parts else ' split'} ({protocol(made)})\n")
+    shown = split if parts or made.split else f"{split} split"
+    print(f"\n{name}, {shown} ({protocol(made)})\n")
     simple = baseline[1].compute()
     figure = task.figure(simple)
     print(table(task.figures, config.arm, runs, baseline))

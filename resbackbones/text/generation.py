@@ -138,6 +138,7 @@ class ResidualForCausalLM(ResidualPreTrainedModel, GenerationMixin):
     processor_class = AutoTokenizer
     processor_file = "tokenizer_config.json"
     _tied_weights_keys = {"head.weight": "embedding.tokens.weight"}  # noqa: RUF012
+    _keep_in_fp32_modules_strict = ["ngrams.shares", "ngrams.rests"]  # noqa: RUF012
 
     def __init__(self, config: ResidualTextConfig) -> None:
         super().__init__(config)

@@ -140,7 +140,7 @@ def test_it_tells_shakespeare_well() -> None:
     assert ngrams.nats(other) == pytest.approx(1.5165, abs=1e-4)
 
 
-def test_a_model_shares_its_answers_with_them() -> None:
+def test_a_model_shares_its_answers_with_them(tmp_path: Path) -> None:
     torch.manual_seed(0)
     tokenizer = train_tokenizer(["abcd"], "character")
     model = ResidualForCausalLM.build(SMALL, processor=tokenizer).eval()
@@ -174,6 +174,12 @@ def test_a_model_shares_its_answers_with_them() -> None:
     model.add_ngrams(KneserNey.fit(noise, len(tokenizer), 3))
     model.choose_ngram_share(windows)
     assert max(model.ngram_share.tolist()) <= 0.05 and math.isfinite(mixed["loss"])
+    model.save_pretrained(tmp_path)
+    loaded = ResidualForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert loaded.dtype == torch.bfloat16
+    for name, value in model.ngrams.state_dict().items():  # probabilities have to sum to 1
+        assert torch.equal(loaded.ngrams.state_dict()[name], value)
+        assert loaded.ngrams.state_dict()[name].dtype == value.dtype
     with pytest.raises(InputError, match="share=2 is none; give a number from 0 to 1"):
         model.add_ngrams(model.ngrams, share=2)
     with pytest.raises(InputError, match="the model has no n-grams to give a share"):
