@@ -343,15 +343,17 @@ def randomise(net: nn.Module) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "bound"),  # beside the largest logit; 0.0 where the very same operations run
+    # Beside the largest logit: 0.0 where the very same operations run, else what rounding of fifty
+    # layers in another order comes to, whatever the processor.
+    ("name", "bound"),
     [
         ("resnet18d", 0.0),
         ("resnet50d", 0.0),
-        ("seresnet50", 1e-6),
+        ("seresnet50", 1e-5),
         ("ecaresnet50t", 0.0),
-        ("resnetblur50", 1e-6),
-        ("resnetv2_50", 1e-6),
-        ("resnetv2_50x1_bit", 1e-6),
+        ("resnetblur50", 1e-5),
+        ("resnetv2_50", 1e-5),
+        ("resnetv2_50x1_bit", 1e-5),
     ],
 )
 def test_logits_equal_timm(name: str, bound: float) -> None:
