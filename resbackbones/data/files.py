@@ -289,7 +289,8 @@ def _open_folders(root: Path, asked: Asked) -> Opened:
         for file in media:
             split = split_in(file.name) or split_in(file.parts[0]) or "train"
             parts.setdefault(split, []).append(root / file)
-        return replace(_open_texts(root, parts, asked), notes=notes)
+        opened = _open_texts(root, parts, asked)
+        return replace(opened, notes=(*notes, *opened.notes))
     outer = _outer(media) if asked.role == "label" else 0
     tops = {file.parts[outer] for file in media if len(file.parts) > outer + 1}
     called = {top for top in tops if is_split(top)}

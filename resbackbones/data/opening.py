@@ -285,9 +285,14 @@ def open_unlabelled(
     Raises:
         InputError: nothing to open there, no split to train on, an empty one, or a column that is
             missing, wrong or ambiguous.
+
+    Warns:
+        UserWarning: what was ignored, or found out, of the files.
     """
     target = NoTarget()
     opened = _open(where, target, kind, separator, encoding)
+    for note in opened.notes:
+        warnings.warn(note, UserWarning, stacklevel=2)
     if len(opened.splits) == 1:
         opened = replace(opened, splits={"train": next(iter(opened.splits.values()))})
     told = {"input": column, "group": ""}

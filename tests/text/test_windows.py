@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -66,6 +66,20 @@ def test_what_the_tokenizer_does_not_know_is_counted() -> None:
 def test_a_tokenizer_that_cuts_texts_cuts_none_here() -> None:
     source = open_unlabelled(Dataset.from_dict({"text": ["abababab"]}), kind="text")["train"]
     assert len(tokenize(source, train_tokenizer(["ab"], "character", max_length=3))) == 9
+
+
+def test_what_is_found_out_is_told_and_what_is_missing_refused(tmp_path: Path) -> None:
+    (tmp_path / "train.txt").write_text("to be", encoding="utf-16")
+    with pytest.warns(UserWarning, match="The text is utf-16, as its first bytes say"):
+        found = open_unlabelled(tmp_path, kind="text")
+    assert "".join(text for _, text in running_text(found["train"])) == "to be\n"
+    splits = DatasetDict({"a": Dataset.from_dict({"x": ["1"]}), "b": Dataset.from_dict({"x": []})})
+    with pytest.raises(InputError, match=r"has no 'train' split; name one of 'a', 'b'"):
+        open_unlabelled(splits, kind="text")
+    splits = DatasetDict({"b": Dataset.from_dict({"one": ["1"], "two": ["2"]})})
+    with pytest.raises(InputError, match="one.*two"):
+        open_unlabelled(splits, kind="text")
+    assert open_unlabelled(splits, "two", kind="text")["train"].columns["input"] == "two"
 
 
 def test_empty_files_are_refused(tmp_path: Path) -> None:
