@@ -49,7 +49,7 @@ class Pretrained:
                 "recipe of text classifiers saved (…/seed-0/model)"
             )
         spec = BackboneSpec.from_dict(fields["spec"])
-        same = [n for n, s in SPECS.items() if replace(s, dropout=spec.dropout) == spec]
+        same = [n for n, s in SPECS.items() if replace(spec, dropout=s.dropout, skip=s.skip) == s]
         return cls(folder, spec, next(iter(same), "net"))
 
     @staticmethod
