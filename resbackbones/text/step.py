@@ -13,13 +13,13 @@ class Step(nn.Module):
 
     >>> from resbackbones.text import train_tokenizer
     >>> tokenizer = train_tokenizer(["who is it", "what is it"], "character")
-    >>> model = ResidualForCausalLM.build("tcn_char", processor=tokenizer).eval()
+    >>> model = ResidualForCausalLM.build("char_gcnn12", processor=tokenizer).eval()
     >>> step = Step(model)
     >>> token, states = torch.tensor([[4]]), step.begin(batch=1)
     >>> program = torch.export.export(step, (token, states)).module()
     >>> logits, states = program(token, states)
     >>> tuple(logits.shape), len(states)
-    ((1, 11), 6)
+    ((1, 11), 12)
 
     Args:
         model: in evaluation mode.
