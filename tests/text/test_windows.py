@@ -77,7 +77,7 @@ def test_what_is_found_out_is_told_and_what_is_missing_refused(tmp_path: Path) -
     with pytest.raises(InputError, match=r"has no 'train' split; name one of 'a', 'b'"):
         open_unlabelled(splits, kind="text")
     splits = DatasetDict({"b": Dataset.from_dict({"one": ["1"], "two": ["2"]})})
-    with pytest.raises(InputError, match="one.*two"):
+    with pytest.raises(InputError, match=r"one.*two"):
         open_unlabelled(splits, kind="text")
     assert open_unlabelled(splits, "two", kind="text")["train"].columns["input"] == "two"
 
