@@ -180,7 +180,7 @@ def test_a_stride_turned_into_a_dilation_keeps_every_output(
         assert dense.strides[-1] == (stride,) * dims
         every = (slice(None), slice(None), *(slice(None, None, 16 // stride),) * dims)
         with torch.no_grad():
-            torch.testing.assert_close(dense(x)[-1][every], net(x)[-1], rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(dense(x)[-1][every], net(x)[-1], rtol=1e-4, atol=1e-4)
 
 
 TAKERS = [
@@ -221,7 +221,7 @@ def test_whatever_takes_a_stride_is_dilated(changes: dict, dims: int) -> None:
         assert dense.strides[-1] == (stride,) * dims and max(steps) > 1
         every = (slice(None), slice(None), *(slice(None, None, step) for step in steps))
         with torch.no_grad():
-            torch.testing.assert_close(dense(x)[-1][every], net(x)[-1], rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(dense(x)[-1][every], net(x)[-1], rtol=1e-4, atol=1e-4)
         assert rb.with_output_stride(rb.with_output_stride(spec, 8), stride) == dense.spec
 
 

@@ -314,7 +314,8 @@ def test_boxes_are_in_the_pixels_of_the_image_itself(saved: Path, tmp_path: Path
     array = np.array(image)
     ways = [tmp_path / "upright.png", str(tmp_path / "photo.png"), array, torch.tensor(array)]
     for other in model.predict(ways, threshold=0.3):
-        torch.testing.assert_close(other["boxes"], found["boxes"])
+        # A batch of four is computed in another order than an image alone.
+        torch.testing.assert_close(other["boxes"], found["boxes"], rtol=1e-4, atol=1e-4)
         assert other["labels"] == found["labels"]
 
 
