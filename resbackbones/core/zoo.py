@@ -180,12 +180,13 @@ _BYTENET = BackboneSpec(
     dims=1, in_channels=1024, branch=Bottleneck(0.5), order="pre", norm="layer", causal=True,
 )  # fmt: skip
 
-# Ours, for the next character: gated layers at dilations 1, 2, 4, 8, 16 and 32, twice.
-_CHAR_GCNN = BackboneSpec(
-    tuple(Stage(192, 1, dilation=2 ** (layer % 6)) for layer in range(12)),
-    dims=1, in_channels=192, branch=Gated(), order="pre", norm="layer", activation="silu",
-    causal=True,
-)  # fmt: skip
+def _causal_gcnn(depth: int, dilations: int, channels: int) -> BackboneSpec:
+    """Ours, to tell the next token: gated layers at dilations 1, 2, 4, …, and again."""
+    return BackboneSpec(
+        tuple(Stage(channels, 1, dilation=2 ** (layer % dilations)) for layer in range(depth)),
+        dims=1, in_channels=channels, branch=Gated(), order="pre", norm="layer",
+        activation="silu", causal=True,
+    )  # fmt: skip
 
 
 SPECS: dict[str, BackboneSpec] = {
@@ -255,7 +256,8 @@ SPECS: dict[str, BackboneSpec] = {
     "tcn_char": _tcn(3, 450, 100, 0.1),
     "gcnn14": _GCNN14,
     "bytenet": _BYTENET,
-    "char_gcnn12": _CHAR_GCNN,
+    "char_gcnn12": _causal_gcnn(12, 6, 192),  # reaches 253 characters
+    "bpe_gcnn8": _causal_gcnn(8, 4, 256),  # reaches 61 byte pairs, and is quick to tune to a task
 }
 
 

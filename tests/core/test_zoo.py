@@ -160,8 +160,9 @@ COUNTS = {
         False,
         30 * (2 * 1024 * 512 + 3 * 512 * 512 + 2 * (1024 + 512 + 512)) + 2 * 1024,
     ),
-    # Twelve convolutions to twice their channels, each behind a norm, and a norm at the end.
+    # Twelve and eight convolutions to twice their channels, each behind a norm, and a last norm.
     "char_gcnn12": (0, False, 12 * (3 * 192 * 384 + 2 * 192) + 2 * 192),
+    "bpe_gcnn8": (0, False, 8 * (3 * 256 * 512 + 2 * 256) + 2 * 256),
 }
 # Blocks of 64, 128, 256 and 512 channels; parameters without shortcuts.
 VDCNN = {
@@ -470,6 +471,7 @@ def test_receptive_fields_of_published_nets() -> None:
     assert rb.backbone("tcn_char").receptive_field == 29
     assert rb.SPECS["gcnn14"].receptive_field == 47
     assert rb.SPECS["char_gcnn12"].receptive_field == 2 * 2 * (1 + 2 + 4 + 8 + 16 + 32) + 1
+    assert rb.SPECS["bpe_gcnn8"].receptive_field == 2 * 2 * (1 + 2 + 4 + 8) + 1
     assert rb.SPECS["bytenet"].receptive_field == 6 * 2 * (1 + 2 + 4 + 8 + 16) + 1
     with torch.device("meta"):
         # Frames of 10 ms: 29, 55 and 81 seconds.
