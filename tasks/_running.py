@@ -1,6 +1,7 @@
 """How any program here ends, and where it puts what it makes."""
 
 import contextlib
+import ctypes
 import datetime
 import os
 import shlex
@@ -23,6 +24,7 @@ from resbackbones.train.checkpoint import SIGNALS
 from tasks import _arguments
 
 RUNS = Path("runs")
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 C = TypeVar("C")
@@ -57,6 +59,7 @@ def run(
     with ended_in_one_sentence():
         given = _arguments.parse(config, arguments, groups, settings)
         quieten()
+        keep_freed_memory()
         main(given)
 
 
@@ -122,6 +125,16 @@ def quieten() -> None:
     if not is_first():
         warnings.simplefilter("ignore")
     warnings.formatwarning = lambda message, *_: f"warning: {wrapped(str(message))}\n"
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep the memory of tensors that are gone for those of the next update, which are
+    of the same sizes, instead of giving it back and asking for it anew: 5 to 30 % of the time of
+    trainings on processors went there."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        for name in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
+            mallopt(name, 2**31 - 1)
 
 
 def wrapped(text: str) -> str:
