@@ -126,6 +126,8 @@ class Backbone(nn.Module):
             stride = _times(stride, module.stride)
             channels.append(width)
             strides.append(stride)
+        if spec.tail_reads == "all":
+            width = sum(channels)
         self.tail = Chain(plan.tail, spec, width)
         if plan.tail:
             channels[-1] = plan.tail[-1].channels
@@ -204,14 +206,20 @@ class Backbone(nn.Module):
         recompute = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
         x, context = through([self.stem], x, context, recompute)
         features: dict[int, Tensor] = {}
+        last = len(self.stages) - 1
+        through_tail = len(self.tail) > 0 and last in wanted
+        side_by_side: list[Tensor] = []  # what the tail reads, where that is not the last stage's
         for index in range(max(wanted) + 1):
             stage = cast("StageBlocks", self.stages[index])
             x = stage(x, context, recompute)
             context = context.strided(stage.stride[-1])
             if index in wanted:
                 features[index] = context.mask(x)
-        last = len(self.stages) - 1
-        if len(self.tail) and last in wanted:
+            if through_tail and self.spec.tail_reads == "all":
+                side_by_side.append(x)
+        if through_tail:
+            if side_by_side:
+                x = torch.cat(side_by_side, 1)
             x, context = through([self.tail], x, context, recompute)
             features[last] = context.mask(x)
         if self.spec.dims == 1:

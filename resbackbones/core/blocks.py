@@ -15,19 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations, parametrize
 
-from resbackbones.core import layers
+from resbackbones.core import layers, modules
 from resbackbones.core.context import WHOLE, Context
-from resbackbones.core.layers import Axes, Layer, Part, per_axis
-from resbackbones.core.ops import (
-    average_pool,
-    beyond,
-    blur,
-    k_max_pool,
-    make_norm,
-    masked_mean,
-    max_pool,
-    normalise,
-)
+from resbackbones.core.layers import Layer, Part
+from resbackbones.core.modules import plane
+from resbackbones.core.ops import beyond, make_norm, normalise
 from resbackbones.core.plan import Block
 from resbackbones.core.spec import BackboneSpec
 from resbackbones.errors import InputError
@@ -42,15 +34,14 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 }
 
 
-def plane(value: Axes, spec: BackboneSpec) -> tuple[int, int]:
-    """One number per axis of `(H, W)`: a sequence is an image one row high."""
-    height, width = (1,) * (2 - spec.dims) + per_axis(value, spec.dims)
-    return height, width
+def make_activation(kind: str, fresh: bool) -> nn.Module:
+    """An activation; ReLU works in place where its input is `fresh` (nobody else's)."""
+    return nn.ReLU(inplace=fresh) if kind == "relu" else ACTIVATIONS[kind]()
 
 
-def make_activation(spec: BackboneSpec, fresh: bool) -> nn.Module:
-    """The spec's activation; ReLU works in place where its input is `fresh` (nobody else's)."""
-    return nn.ReLU(inplace=fresh) if spec.activation == "relu" else ACTIVATIONS[spec.activation]()
+def make_norm_of(spec: BackboneSpec, channels: int) -> nn.Module | None:
+    """The spec's norm over so many channels, if it has one of activations."""
+    return make_norm(spec.norm, channels, spec.norm_eps, spec.norm_groups, spec.norm_affine)
 
 
 class Bias(nn.Module):
@@ -89,9 +80,10 @@ class Convolution(nn.Module):
                 f"kernel {kernel}) fits no machine; choose smaller ones"
             )
         reach = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
-        margin = [r // 2 if k % 2 else 0 for k, r in zip(kernel, reach, strict=True)]
         # Patches are filled up at the end; the causal axis is padded by hand, on the left only.
-        self.patches = [k % 2 == 0 for k in kernel]
+        apart = [not layer.centred and s > 1 for s in stride]
+        self.patches = [k % 2 == 0 or a for k, a in zip(kernel, apart, strict=True)]
+        margin = [0 if p else r // 2 for p, r in zip(self.patches, reach, strict=True)]
         self.causal, self.reach, self.stride = spec.causal, reach, stride
         if spec.causal:
             self.patches[-1] = False
@@ -152,36 +144,51 @@ class Standardized(nn.Module):
 
 
 class NormActivation(nn.Module):
-    """Norm, then activation, as far as the spec and the part have them."""
+    """Norm, then activation, as far as the spec and the part have them; or the other way round."""
 
     def __init__(
-        self, part: layers.NormActivation | Layer, spec: BackboneSpec, channels: int
+        self,
+        part: layers.NormActivation | Layer,
+        spec: BackboneSpec,
+        channels: int,
+        activation: str | None = None,
     ) -> None:
         super().__init__()
-        self.norm = (
-            make_norm(spec.norm, channels, spec.norm_eps, spec.norm_groups) if part.norm else None
-        )
+        self.norm = make_norm_of(spec, channels) if part.norm else None
         written = part.norm or part.activation
         self.bias = Bias() if spec.init == "fixup" and written else None
-        fresh = self.norm is not None or self.bias is not None or isinstance(part, Layer)
-        self.activation = make_activation(spec, fresh) if part.activation else None
+        self.norm_last = spec.norm_after_activation
+        fresh = isinstance(part, Layer) or (
+            not self.norm_last and (self.norm is not None or self.bias is not None)
+        )
+        kind = activation or spec.activation
+        self.activation = make_activation(kind, fresh) if part.activation else None
 
     def forward(self, x: Tensor, context: Context = WHOLE) -> Tensor:
+        if self.norm_last and self.activation is not None:
+            x = self.activation(x)
         if self.norm is not None:
             x = normalise(self.norm, x, context)
         if self.bias is not None:
             x = self.bias(x)
-        return self.activation(x) if self.activation is not None else x
+        return x if self.norm_last or self.activation is None else self.activation(x)
 
 
 class ConvLayer(nn.Module):
-    """A `Layer` as a module: convolution, norm, activation."""
+    """A `Layer` as a module: convolution, norm, activation.
 
-    def __init__(self, layer: Layer, spec: BackboneSpec, in_channels: int) -> None:
+    Args:
+        activation: another one than the spec's.
+    """
+
+    def __init__(
+        self, layer: Layer, spec: BackboneSpec, in_channels: int, activation: str | None = None
+    ) -> None:
         super().__init__()
         bias = layer.bias
         if bias is None:
-            bias = spec.norm in ("none", "weight") and spec.init != "fixup"
+            between = spec.norm_after_activation and layer.norm and layer.activation
+            bias = between or (spec.norm in ("none", "weight") and spec.init != "fixup")
         written = [(in_channels, layer, bias)]
         if layer.separable:
             depthwise = Layer(
@@ -204,7 +211,7 @@ class ConvLayer(nn.Module):
                     )
                 parametrize.register_parametrization(convolution.conv, "weight", Standardized())
             self.convolutions.append(convolution)
-        self.after = NormActivation(layer, spec, layer.channels)
+        self.after = NormActivation(layer, spec, layer.channels, activation)
 
     def forward(self, x: Tensor, context: Context = WHOLE) -> Tensor:
         for convolution in cast("Iterable[Convolution]", self.convolutions):
@@ -213,132 +220,60 @@ class ConvLayer(nn.Module):
         return self.after(x, context)
 
 
-class Gate(nn.Module):
-    """The first half of the channels times the sigmoid of the second."""
+class Split(nn.Module):
+    """Groups of channels, each but the first convolved together with what the one before gave."""
 
-    def __init__(self, part: layers.Gate, spec: BackboneSpec, in_channels: int) -> None:
+    def __init__(self, part: layers.Split, spec: BackboneSpec, in_channels: int) -> None:
         super().__init__()
+        width = part.channels // part.scale
+        self.groups = nn.ModuleList(ConvLayer(layer, spec, width) for layer in part.inside())
 
     def forward(self, x: Tensor, context: Context = WHOLE) -> Tensor:
-        return functional.glu(x, 1)
+        first, *rest = x.chunk(len(self.groups) + 1, 1)
+        done: list[Tensor] = [first]
+        for index, (layer, group) in enumerate(zip(self.groups, rest, strict=True)):
+            done.append(layer(group + done[-1] if index else group, context))
+        return torch.cat(done, 1)
 
 
-class Dropout(nn.Dropout):
-    """Numbers left out in training."""
+class SubSpectralNorm(nn.Module):
+    """A norm of its own for each of several equal parts of the frequency axis.
 
-    def __init__(self, part: layers.Dropout, spec: BackboneSpec, in_channels: int) -> None:
-        super().__init__(part.probability)
+    Raises:
+        InputError: from `forward`, a frequency axis that they do not divide.
+    """
 
-    def forward(self, x: Tensor, context: Context = WHOLE) -> Tensor:
-        return super().forward(x)
-
-
-class SqueezeExcitation(nn.Module):
-    """Scale channels by a gate computed from their means (Hu et al. 2018)."""
-
-    def __init__(self, part: layers.Attention, spec: BackboneSpec, in_channels: int) -> None:
+    def __init__(self, part: layers.SubSpectralNorm, spec: BackboneSpec, in_channels: int) -> None:
         super().__init__()
-        squeezed = max(4, part.channels // part.reduction)
-        self.squeeze = nn.Linear(part.channels, squeezed)
-        self.excite = nn.Linear(squeezed, part.channels)
+        self.bands = part.bands
+        self.norm = make_norm_of(spec, part.channels * part.bands)
 
     def forward(self, x: Tensor, context: Context = WHOLE) -> Tensor:
-        means = masked_mean(x, context.lengths)
-        gate = self.excite(functional.relu(self.squeeze(means))).sigmoid()
-        return x * gate[:, :, None, None]
-
-
-class EfficientChannelAttention(nn.Module):
-    """Scale channels by a gate computed from the means of their neighbours (Wang et al. 2020)."""
-
-    def __init__(self, part: layers.Attention, spec: BackboneSpec, in_channels: int) -> None:
-        super().__init__()
-        kernel = int(abs(math.log2(part.channels) / 2 + 0.5))
-        kernel += 1 - kernel % 2
-        self.conv = nn.Conv1d(1, 1, kernel, padding=kernel // 2, bias=False)
-
-    def forward(self, x: Tensor, context: Context = WHOLE) -> Tensor:
-        means = masked_mean(x, context.lengths)
-        gate = self.conv(means.unsqueeze(1)).squeeze(1).sigmoid()
-        return x * gate[:, :, None, None]
-
-
-class _Window(nn.Module):
-    """What looks at windows without weights: kernel, stride and dilation on `(H, W)`."""
-
-    def __init__(
-        self,
-        part: layers.MaxPool | layers.AveragePool | layers.Blur,
-        spec: BackboneSpec,
-        in_channels: int,
-    ) -> None:
-        super().__init__()
-        self.window = (
-            plane(part.kernel, spec),
-            plane(part.stride, spec),
-            plane(part.dilation, spec),
-        )
-
-    def extra_repr(self) -> str:
-        return "kernel={}, stride={}, dilation={}".format(*self.window)
-
-
-class MaxPool(_Window):
-    """Max over 3 positions around every `stride`-th one."""
-
-    def __init__(self, part: layers.MaxPool, spec: BackboneSpec, in_channels: int) -> None:
-        super().__init__(part, spec, in_channels)
-        self.zero_padded = part.zero_padded
-
-    def forward(self, x: Tensor, context: Context = WHOLE) -> Tensor:
-        return max_pool(x, *self.window, context, self.zero_padded)
-
-
-class KMaxPool(nn.Module):
-    """The largest numbers of each channel, one of `stride`, in their order."""
-
-    def __init__(self, part: layers.KMaxPool, spec: BackboneSpec, in_channels: int) -> None:
-        super().__init__()
-        self.stride = plane(part.stride, spec)[-1]
-
-    def forward(self, x: Tensor, context: Context = WHOLE) -> Tensor:
-        return k_max_pool(x, self.stride, context)
-
-    def extra_repr(self) -> str:
-        return f"stride={self.stride}"
-
-
-class AveragePool(_Window):
-    """Mean over each cell of `stride` positions."""
-
-    def forward(self, x: Tensor, context: Context = WHOLE) -> Tensor:
-        return average_pool(x, *self.window, context)
-
-
-class Blur(_Window):
-    """The weights 1/4, 1/2, 1/4 around every `stride`-th position."""
-
-    def forward(self, x: Tensor, context: Context = WHOLE) -> Tensor:
-        return blur(x, *self.window, context)
-
-
-class Subsample(nn.Module):
-    """Every `stride`-th position, then zero channels appended."""
-
-    def __init__(self, part: layers.Subsample, spec: BackboneSpec, in_channels: int) -> None:
-        super().__init__()
-        if part.channels < in_channels:
+        batch, channels, high, wide = x.shape
+        if high % self.bands:
             raise InputError(
-                f"shortcut='pad' cannot go from {in_channels} to {part.channels} channels, it only "
-                "adds some; use shortcut='projection'"
+                f"{high} rows of frequency are left where {self.bands} equal bands are to be "
+                "normalised apart; give features of which each block gets a multiple of "
+                f"{self.bands}, as 40 mel bands, or build with branch=Broadcast(bands=1)"
             )
-        self.stride = plane(part.stride, spec)
-        self.extra = part.channels - in_channels
+        apart = x.reshape(batch, channels * self.bands, high // self.bands, wide)
+        assert self.norm is not None
+        return normalise(self.norm, apart, context).reshape(x.shape)
+
+
+class Broadcast(nn.Module):
+    """x, and at every frequency of it what two convolutions make of its mean over frequency."""
+
+    def __init__(self, part: layers.Broadcast, spec: BackboneSpec, in_channels: int) -> None:
+        super().__init__()
+        along_time, across = part.inside()
+        self.along_time = ConvLayer(along_time, spec, in_channels, activation="silu")
+        self.across = ConvLayer(across, spec, in_channels)
+        self.dropout = nn.Dropout2d(part.dropout)
 
     def forward(self, x: Tensor, context: Context = WHOLE) -> Tensor:
-        high, wide = self.stride
-        x = context.recall(self, x, 0, wide)[:, :, ::high, ::wide]
-        return functional.pad(x, (0, 0, 0, 0, 0, self.extra))
+        y = self.along_time(x.mean(2, keepdim=True), context)
+        return x + self.dropout(self.across(y, context))
 
 
 class DropPath(nn.Module):
@@ -359,24 +294,22 @@ class DropPath(nn.Module):
         return f"probability={self.probability:.3g}"
 
 
-def _attention(part: layers.Attention, spec: BackboneSpec, in_channels: int) -> nn.Module:
-    kinds = {"se": SqueezeExcitation, "eca": EfficientChannelAttention}
-    return kinds[part.kind](part, spec, in_channels)
-
-
 # What each part becomes, made from (part, spec, in_channels).
 MODULES: dict[type[Part], Callable[[Any, BackboneSpec, int], nn.Module]] = {
     Layer: ConvLayer,
     layers.Patch: ConvLayer,
     layers.NormActivation: NormActivation,
-    layers.Gate: Gate,
-    layers.Dropout: Dropout,
-    layers.Attention: _attention,
-    layers.MaxPool: MaxPool,
-    layers.KMaxPool: KMaxPool,
-    layers.AveragePool: AveragePool,
-    layers.Blur: Blur,
-    layers.Subsample: Subsample,
+    layers.Split: Split,
+    layers.SubSpectralNorm: SubSpectralNorm,
+    layers.Broadcast: Broadcast,
+    layers.Gate: modules.Gate,
+    layers.Dropout: modules.Dropout,
+    layers.Attention: modules.attention,
+    layers.MaxPool: modules.MaxPool,
+    layers.KMaxPool: modules.KMaxPool,
+    layers.AveragePool: modules.AveragePool,
+    layers.Blur: modules.Blur,
+    layers.Subsample: modules.Subsample,
 }
 
 
@@ -415,7 +348,8 @@ class Residual(nn.Module):
     """The law: `y = act(shortcut(x) + scale * drop(branch(pre(x))))`, on `(B, C, H, W)`.
 
     A projection sees `pre(x)` in pre-activated blocks; an identity shortcut always carries raw `x`.
-    With `skip="none"` the sum is gone and everything else stays.
+    With `skip="none"`, and where shapes differ with `shortcut="none"`, the sum is gone and
+    everything else stays.
 
     Args:
         block: its parts.
@@ -428,18 +362,21 @@ class Residual(nn.Module):
         super().__init__()
         self.pre = Chain(block.pre, spec, in_channels)
         self.branch = Chain(block.branch, spec, in_channels)
-        self.shortcut = Chain(block.shortcut, spec, in_channels)
-        self.shortcut_sees_pre = any(part.convolutions for part in block.shortcut)
+        shortcut = block.shortcut or ()
+        self.shortcut = Chain(shortcut, spec, in_channels)
+        self.shortcut_sees_pre = any(part.convolutions for part in shortcut)
         self.stride = self.branch.stride
         self.keeps_shape = self.stride == (1, 1) and in_channels == block.branch[-1].channels
-        self.skip = spec.skip == "identity"
+        self.skip = block.shortcut is not None
         self.scale_start = _scale_start(spec, total)
         shape = (block.branch[-1].channels, 1, 1) if spec.branch_scale == "layerscale" else ()
         start = self.scale_start
         self.scale = None if start is None else nn.Parameter(torch.full(shape, start))
         drop = spec.drop_path * position / max(1, total - 1)
         self.drop_path = DropPath(drop) if drop else None
-        self.activation = make_activation(spec, fresh=self.skip) if spec.order == "post" else None
+        self.activation: nn.Module | None = None
+        if spec.order == "post":
+            self.activation = make_activation(spec.activation, fresh=self.skip)
 
     def forward(self, x: Tensor, context: Context = WHOLE) -> Tensor:
         inside = self.pre(x, context)

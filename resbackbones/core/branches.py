@@ -18,7 +18,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from resbackbones.core.layers import Gate, Layer, Part, Stage, check_fields, from_fields
+from resbackbones.core import layers
+from resbackbones.core.layers import (
+    Gate,
+    Layer,
+    Part,
+    Split,
+    Stage,
+    SubSpectralNorm,
+    check_fields,
+    from_fields,
+    per_axis,
+)
 from resbackbones.errors import InputError, nearest
 
 
@@ -143,6 +154,75 @@ class Inverted(Branch):
         )
 
 
+@dataclass(frozen=True)
+class Res2(Branch):
+    """1x1, a hierarchy of convolutions between groups of channels, 1x1 (Res2Net, Gao et al. 2019,
+    figure 2; as wide inside as outside, as in ECAPA-TDNN, Desplanques et al. 2020, figure 1). The
+    first 1x1 takes the stride.
+
+    Attributes:
+        scale: groups of channels.
+        activation: whether the last 1x1 has one too, as in ECAPA-TDNN.
+    """
+
+    scale: int = 4
+    activation: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.scale == 1:
+            raise InputError("Res2 has scale=1, which leaves nothing to convolve; use 2 or more")
+
+    def parts(self, stage: Stage, in_channels: int) -> Sequence[Part]:
+        channels = stage.channels
+        if channels % self.scale:
+            raise InputError(
+                f"Res2 has scale={self.scale}, which does not divide {channels} channels; choose "
+                "one that divides every width"
+            )
+        return (
+            Layer(channels, 1, stage.stride),
+            Split(channels, stage.kernel, stage.dilation, self.scale),
+            Layer(channels, 1, activation=self.activation),
+        )
+
+
+@dataclass(frozen=True)
+class Broadcast(Branch):
+    """A depthwise convolution along frequency, and on top of it, the same at every frequency, what
+    one along time makes of its mean (BC-ResNet, Kim et al. 2021, figure 2); before both a 1x1 layer
+    where the width changes. On `(B, C, F, T)`: the kernel, stride and dilation of a stage are
+    frequency's and time's.
+
+    Attributes:
+        bands: parts of the frequency axis that are normalised apart; they divide what is left of
+            it in every block.
+        dropout: of whole channels of what is broadcast.
+    """
+
+    bands: int = 5
+    dropout: float = 0.1
+
+    def parts(self, stage: Stage, in_channels: int) -> Sequence[Part]:
+        channels = stage.channels
+        high, wide = per_axis(stage.kernel, 2)
+        layer = Layer(
+            channels,
+            (high, 1),
+            stage.stride,
+            (per_axis(stage.entry_dilation, 2)[0], 1),
+            groups=channels,
+            norm=self.bands == 1,
+            activation=False,
+        )
+        return (
+            *((Layer(channels, 1),) if in_channels != channels else ()),
+            layer,
+            *((SubSpectralNorm(channels, self.bands),) if self.bands > 1 else ()),
+            layers.Broadcast(channels, wide, per_axis(stage.dilation, 2)[1], self.dropout),
+        )
+
+
 BRANCHES: dict[str, type[Branch]] = {
     "basic": Basic,
     "bottleneck": Bottleneck,
@@ -150,6 +230,8 @@ BRANCHES: dict[str, type[Branch]] = {
     "temporal": Temporal,
     "gated": Gated,
     "inverted": Inverted,
+    "res2": Res2,
+    "broadcast": Broadcast,
 }
 
 # Fields of a branch, where a dict has them beside the branch's name, and their values when unset.

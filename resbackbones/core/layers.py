@@ -49,6 +49,10 @@ class Part:
         """
         return 0, 0
 
+    def inside(self) -> "tuple[Part, ...]":
+        """The layers it is made of, whose kernels are checked as those of any layer."""
+        return ()
+
 
 @dataclass(frozen=True)
 class Layer(Part):
@@ -62,6 +66,8 @@ class Layer(Part):
         separable: a depthwise convolution of this kernel, then a 1x1 one (no norm between).
         norm, activation: whether the backbone's norm and activation go with the convolution.
         bias: None means "where no norm of activations makes it useless".
+        centred: False lets the windows of an odd kernel, too, begin at their own position on each
+            axis that has a stride: patches, which see no zeros before the first one.
     """
 
     channels: int
@@ -73,6 +79,7 @@ class Layer(Part):
     norm: bool = True
     activation: bool = True
     bias: bool | None = None
+    centred: bool = True
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -85,7 +92,8 @@ class Layer(Part):
         extent = (last(self.kernel) - 1) * last(self.dilation)
         if causal:
             return extent, 0
-        if last(self.kernel) % 2 == 0:  # patches start at their own position
+        even = last(self.kernel) % 2 == 0
+        if even or (not self.centred and last(self.stride) > 1):  # starts at its own position
             return 0, extent
         return extent // 2, extent // 2
 
@@ -103,20 +111,28 @@ class Stem(Layer):
     Attributes:
         pool: the stride of a 3-wide max pooling after it (1: none).
         zero_padded: whether the pooling sees zeros around its input (BiT), not only what is there.
+        averaged: whether the pooling is a mean over `pool` positions side by side instead.
         before: layers before this one, as the deep stem of ResNet-D has (He et al. 2019).
     """
 
     pool: Axes = 1
     zero_padded: bool = False
     before: tuple[Layer, ...] = ()
+    averaged: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_sequence(self, "before", Layer)
-        if self.zero_padded and set(per_axis(self.pool, 1)) == {1}:
+        for name in ("zero_padded", "averaged"):
+            if getattr(self, name) and set(per_axis(self.pool, 1)) == {1}:
+                raise InputError(
+                    f"Stem has {name}=True, which has no effect without a pooling; set pool=2, or "
+                    "leave it out"
+                )
+        if self.zero_padded and self.averaged:
             raise InputError(
-                "Stem has zero_padded=True, which has no effect without a pooling; set pool=2, or "
-                "leave it out"
+                "Stem has zero_padded=True and averaged=True, but a mean sees nothing around its "
+                "input; use one of the two"
             )
 
     def layers(self) -> tuple[Layer, ...]:
@@ -141,6 +157,74 @@ class Gate(Part):
 
     channels: int
     activation: bool = True
+
+
+@dataclass(frozen=True)
+class Split(Part):
+    """Channels in `scale` groups: the first stays, every other one is convolved together with what
+    the one before it gave (Res2Net, Gao et al. 2019, section 3.1).
+
+    Attributes:
+        kernel, dilation: of each convolution.
+    """
+
+    channels: int
+    kernel: Axes = 3
+    dilation: Axes = 1
+    scale: int = 4
+
+    norm = True
+
+    @property
+    def convolutions(self) -> int:  # type: ignore[override]
+        return self.scale - 1
+
+    def reach(self, causal: bool) -> tuple[float, float]:
+        return _through(self.inside(), causal)
+
+    def inside(self) -> tuple[Part, ...]:
+        layer = Layer(self.channels // self.scale, self.kernel, 1, self.dilation)
+        return (layer,) * (self.scale - 1)
+
+
+@dataclass(frozen=True)
+class SubSpectralNorm(Part):
+    """A norm with statistics, weights and biases of its own for each of `bands` equal parts of the
+    frequency axis (Chang et al. 2021, section 2.2)."""
+
+    channels: int
+    bands: int
+
+    norm = True
+
+
+@dataclass(frozen=True)
+class Broadcast(Part):
+    """What comes in, plus what a depthwise convolution along time and a 1x1 one make of its mean
+    over frequency, the same at every frequency (Kim et al. 2021, section 2.2).
+
+    Attributes:
+        kernel, dilation: along time.
+        dropout: of whole channels, at the end.
+    """
+
+    channels: int
+    kernel: int = 3
+    dilation: int = 1
+    dropout: float = 0.0
+
+    norm = True
+    convolutions = 2
+
+    def reach(self, causal: bool) -> tuple[float, float]:
+        return _through(self.inside(), causal)
+
+    def inside(self) -> tuple[Layer, Layer]:
+        kernel, dilation = (1, self.kernel), (1, self.dilation)
+        return (
+            Layer(self.channels, kernel, 1, dilation, groups=self.channels),
+            Layer(self.channels, 1, norm=False, activation=False),
+        )
 
 
 @dataclass(frozen=True)
@@ -276,6 +360,12 @@ class Stage:
         whole, first = per_axis(self.dilation, dims), per_axis(self.first_dilation, dims)
         sizes = (s * (w // f) for s, w, f in zip(strides, whole, first, strict=True))
         return tuple(sizes), self.first_dilation
+
+
+def _through(parts: tuple[Part, ...], causal: bool) -> tuple[float, float]:
+    """How far parts without a stride reach one after another."""
+    reaches = [part.reach(causal) for part in parts]
+    return sum(before for before, _ in reaches), sum(after for _, after in reaches)
 
 
 def last(value: Axes) -> int:

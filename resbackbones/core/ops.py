@@ -17,14 +17,16 @@ from resbackbones.errors import InputError
 Plane = tuple[int, int]  # one number per axis of (H, W)
 
 
-def make_norm(kind: str, channels: int, eps: float, groups: int | None) -> nn.Module | None:
+def make_norm(
+    kind: str, channels: int, eps: float, groups: int | None, affine: bool = True
+) -> nn.Module | None:
     """A stock torch norm over `channels`, or None for the kinds that add no module.
 
     Raises:
         InputError: `groups` that do not divide the channels.
     """
     if kind == "batch":
-        return nn.BatchNorm2d(channels, eps=eps)
+        return nn.BatchNorm2d(channels, eps=eps, affine=affine)
     if kind == "group":
         if groups is None:
             groups = math.gcd(32, channels // 8 or 1, channels)
@@ -33,8 +35,8 @@ def make_norm(kind: str, channels: int, eps: float, groups: int | None) -> nn.Mo
                 f"norm_groups={groups} does not divide {channels} channels; choose groups that "
                 "divide every width, or None"
             )
-        return nn.GroupNorm(groups, channels, eps=eps)
-    return nn.LayerNorm(channels, eps=eps) if kind == "layer" else None
+        return nn.GroupNorm(groups, channels, eps=eps, affine=affine)
+    return nn.LayerNorm(channels, eps, elementwise_affine=affine) if kind == "layer" else None
 
 
 def normalise(norm: nn.Module, x: Tensor, context: Context) -> Tensor:
@@ -100,6 +102,8 @@ def _masked_group_norm(norm: nn.GroupNorm, x: Tensor, context: Context) -> Tenso
     offset = context.mask(offset).reshape(grouped.shape)
     variance = offset.square().sum(-1) / count
     y = (offset * torch.rsqrt(variance + norm.eps).unsqueeze(-1)).reshape(x.shape).to(x.dtype)
+    if not norm.affine:
+        return y
     shape = (1, channels, 1, 1)
     return y * norm.weight.view(shape) + norm.bias.view(shape)
 

@@ -9,11 +9,11 @@ from resbackbones.core.layers import Part, last
 @dataclass(frozen=True)
 class Block:
     """The parts of one residual block. `pre` stands before the branch, and before a shortcut that
-    projects; an empty shortcut is the identity."""
+    projects; an empty shortcut is the identity, and None is none at all."""
 
     pre: tuple[Part, ...]
     branch: tuple[Part, ...]
-    shortcut: tuple[Part, ...]
+    shortcut: tuple[Part, ...] | None
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Plan:
         for down, blocks in self.stages:
             yield from down
             for block in dict.fromkeys(blocks):
-                yield from (*block.pre, *block.branch, *block.shortcut)
+                yield from (*block.pre, *block.branch, *(block.shortcut or ()))
         yield from self.tail
 
     def reaches(
@@ -59,7 +59,7 @@ class Plan:
             field = along(field, down)
             for block in blocks:
                 before, after, step = along(along(field, block.pre), block.branch)
-                around = along(field, block.shortcut)
+                around = along(field, block.shortcut or ())
                 field = max(before, around[0]), max(after, around[1]), step
             reached.append(field[:2])
         reached[-1] = along(field, self.tail)[:2]

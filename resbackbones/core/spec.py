@@ -1,12 +1,11 @@
 """What a residual backbone is, as data: numbers and strings, frozen, to JSON and back.
 
-`REFUSALS` is the one table of combinations that do not exist; a `BackboneSpec` that matches a row
-cannot be made.
+A `BackboneSpec` that matches a row of `REFUSALS` cannot be made.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -18,7 +17,6 @@ from resbackbones.core.layers import (
     Axes,
     Blur,
     Dropout,
-    Gate,
     KMaxPool,
     Layer,
     MaxPool,
@@ -34,6 +32,7 @@ from resbackbones.core.layers import (
     per_axis,
 )
 from resbackbones.core.plan import Block, Plan
+from resbackbones.core.refusals import REFUSALS, normalises
 from resbackbones.errors import InputError, nearest
 
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -41,11 +40,12 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "skip": ("identity", "none"),
     "branch_scale": ("none", "rezero", "skipinit", "layerscale"),
     "init": ("he", "zero_last", "fixup"),
-    "shortcut": ("projection", "pad", "average", "always"),
+    "shortcut": ("projection", "pad", "average", "always", "none"),
     "norm": ("batch", "group", "layer", "weight", "none"),
     "activation": ("relu", "gelu", "silu", "tanh"),
     "attention": ("none", "se", "eca"),
     "downsample": ("stride", "blur", "max", "k_max", "patch"),
+    "tail_reads": ("last", "all"),
 }
 
 
@@ -68,11 +68,16 @@ class BackboneSpec:
         init: "he" (He et al. 2015b), "zero_last" (the branch starts at 0, Goyal 2017), "fixup"
             (Zhang 2019: no norm, scalar biases and scales).
         shortcut: where shapes differ: "projection" (1x1), "pad" (subsample, append zero channels:
-            He's option A, no parameters), "average" (mean pool, then 1x1: ResNet-D); "always"
-            projects on every block (He's option C).
+            He's option A, no parameters), "average" (mean pool, then 1x1: ResNet-D) or "none" (the
+            branch alone, BC-ResNet); "always" projects on every block (He's option C).
         shortcut_activation: an activation after the projection (TC-ResNet).
         norm: "batch", "group" (Wu & He 2018), "layer" (over channels), "weight" (Salimans 2016) or
             "none".
+        norm_after_activation: a layer is a convolution, its activation, then its norm (ECAPA-TDNN,
+            Desplanques et al. 2020). With order="pre" the norm stands before each convolution and
+            the activation after it (Tang & Lin 2018); no norm opens the first block, which reads
+            what the stem has left, normalised or not.
+        norm_affine: whether a norm has learnt weights and biases.
         norm_eps: added to a variance before its root.
         norm_groups: groups of a group norm; None gives as many as leave 8 channels or more in each,
             at most 32. Over a position or two, the variance of few numbers is mostly rounding: with
@@ -90,6 +95,8 @@ class BackboneSpec:
             sequence the largest numbers of each channel in their order ("k_max", Kalchbrenner
             2014), or by a norm and a convolution of patches side by side there, which also takes a
             change of width ("patch", ConvNeXt).
+        tail_reads: the feature of the "last" stage, or those of "all" stages side by side, which
+            then have one resolution (ECAPA-TDNN).
 
     Raises:
         InputError: an unknown value, a field no part of this spec reads, or a refused combination.
@@ -112,6 +119,8 @@ class BackboneSpec:
     shortcut: str = "projection"
     shortcut_activation: bool = False
     norm: str = "batch"
+    norm_after_activation: bool = False
+    norm_affine: bool = True
     norm_eps: float = 1e-5
     norm_groups: int | None = None
     weight_standardized: bool = False
@@ -122,6 +131,7 @@ class BackboneSpec:
     drop_path: float = 0.0
     causal: bool = False
     downsample: str = "stride"
+    tail_reads: str = "last"
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -136,13 +146,14 @@ class BackboneSpec:
         written: list[Part | Stage] = [*self.stages, *self.tail]
         for piece in [*written, self.stem] if self.stem else written:
             self._check_axes(piece)
-        for part in self.plan.parts():
-            self._check_axes(part)
-        self._check_unread()
-        self._check_causal()
         for why, refused in REFUSALS.items():
             if refused(self):
                 raise InputError(why)
+        for part in self.plan.parts():
+            for each in (part, *part.inside()):
+                self._check_axes(each)
+        self._check_unread()
+        self._check_causal()
 
     def _check_kinds(self) -> None:
         check_sequence(self, "stages", Stage)
@@ -192,6 +203,9 @@ class BackboneSpec:
         for field, reader, read in (
             ("attention_reduction", "attention='se'", self.attention == "se"),
             ("norm_groups", "norm='group'", self.norm == "group"),
+            ("norm_after_activation", "norm='batch'", normalises(self)),
+            ("norm_affine", "norm='batch'", normalises(self)),
+            ("tail_reads", "a tail", bool(self.tail)),
         ):
             default = next(f.default for f in dataclasses.fields(self) if f.name == field)
             if getattr(self, field) != default and not read:
@@ -209,7 +223,9 @@ class BackboneSpec:
                 what = {
                     Attention: f"attention={self.attention!r}",
                     MaxPool: "max pooling",
-                    AveragePool: f"shortcut={self.shortcut!r}",
+                    AveragePool: f"shortcut={self.shortcut!r}"
+                    if self.shortcut == "average"
+                    else "a mean over cells",
                     Blur: f"downsample={self.downsample!r}",
                     KMaxPool: f"downsample={self.downsample!r}",
                 }.get(type(part), type(part).__name__)
@@ -234,6 +250,8 @@ class BackboneSpec:
             width = self.stem.channels
             size = per_axis(self.stem.pool, self.dims)
             pool = self._max_pool(width, size, size, 1, self.stem.zero_padded)
+            if self.stem.averaged:
+                pool = (AveragePool(width, size, size),)
             stem = (*self.stem.layers(), *pool)
         stages = []
         for stage in self.stages:
@@ -259,16 +277,23 @@ class BackboneSpec:
                 width = stage.channels
             rest = replace(stage, stride=1, first_dilation=None)
             first = stage if self.downsample in ("stride", "blur") else rest
-            blocks = [self._block(first, width)]
+            blocks = [self._block(first, width, opens=not stages)]
             width = stage.channels
             if stage.blocks > 1:
                 blocks += [self._block(rest, width)] * (stage.blocks - 1)
             stages.append((down, tuple(blocks)))
+        if self.tail_reads == "all":
+            width = sum(stage.channels for stage in self.stages)
         # A pre-activated block leaves a raw sum, so the net ends in a norm and an activation.
-        final = (NormActivation(width),) if self.order == "pre" else ()
+        final = (self._before(width),) if self.order == "pre" else ()
         return Plan(stem, tuple(stages), (*final, *self.tail))
 
-    def _block(self, stage: Stage, in_channels: int) -> Block:
+    def _before(self, width: int, norm: bool = True) -> NormActivation:
+        """What stands before a convolution in pre-activated blocks."""
+        return NormActivation(width, norm, activation=not self.norm_after_activation)
+
+    def _block(self, stage: Stage, in_channels: int, opens: bool = False) -> Block:
+        """A block; the one that `opens` the net reads what the stem has seen to."""
         size, apart = stage.window(self.dims)
         blurs = self.downsample == "blur" and max(size) > 1
         asked = replace(stage, stride=size) if blurs else stage  # as before it became a dilation
@@ -279,14 +304,20 @@ class BackboneSpec:
                 f"the {type(self.branch).__name__} branch {ends}, but its stage has "
                 f"{stage.channels}; its last part must leave as many"
             )
-        pre: tuple[Part, ...] = ()
+        # The first norm and activation, which a projection shares.
+        bare = self.order != "pre" or (self.norm_after_activation and opens)
+        pre = () if bare else (self._before(in_channels),)
         branch: list[Part] = []
         width = in_channels
-        for part in written:
+        for index, part in enumerate(written):
             if self.order == "pre" and isinstance(part, Layer):
-                before = NormActivation(width, norm=part.norm)
-                part = replace(part, norm=part.norm and self.norm == "weight", activation=False)
-                if pre:
+                before = self._before(width, part.norm)
+                part = replace(
+                    part,
+                    norm=part.norm and self.norm == "weight",
+                    activation=part.activation and self.norm_after_activation,
+                )
+                if index:
                     self._append(branch, before)
             carries = blurs and max(per_axis(part.stride, self.dims)) > 1
             if carries:
@@ -300,8 +331,6 @@ class BackboneSpec:
             width = part.channels
             if carries:
                 branch.append(Blur(width, _three(size), stage.stride, apart))
-            if self.order == "pre":  # the first norm and activation, which a projection shares
-                pre = (NormActivation(in_channels),)
         if self.attention != "none":
             branch.append(Attention(width, self.attention, self.attention_reduction))
         return Block(pre, tuple(branch), self._shortcut(stage, in_channels))
@@ -311,11 +340,13 @@ class BackboneSpec:
         if self.dropout and part.activation:
             branch.append(Dropout(part.channels, self.dropout))
 
-    def _shortcut(self, stage: Stage, in_channels: int) -> tuple[Part, ...]:
+    def _shortcut(self, stage: Stage, in_channels: int) -> tuple[Part, ...] | None:
         channels, stride = stage.channels, stage.stride
         size, apart = stage.window(self.dims)
         same = in_channels == channels and max(size) == 1
-        if self.skip == "none" or (same and self.shortcut != "always"):
+        if self.skip == "none" or (self.shortcut == "none" and not same):
+            return None
+        if same and self.shortcut != "always":
             return ()
         if self.shortcut == "pad":
             return (Subsample(channels, stride),)
@@ -391,102 +422,9 @@ class BackboneSpec:
         return from_fields(cls, branch_from_dict(values))
 
 
-# The compatibility table: why a combination does not exist, and how to recognise it.
-REFUSALS: dict[str, Callable[[BackboneSpec], bool]] = {
-    "skip='none' with init='zero_last' is a dead net: every branch starts at 0 and nothing goes "
-    "around it; use init='he'": lambda s: s.skip == "none" and s.init == "zero_last",
-    "skip='none' with init='fixup' is a dead net: every branch ends in a zero convolution and "
-    "nothing goes around it; use init='he'": lambda s: s.skip == "none" and s.init == "fixup",
-    "skip='none' with branch_scale='rezero' is a dead net: every branch is multiplied by 0 and "
-    "nothing goes around it; use branch_scale='none'": (
-        lambda s: s.skip == "none" and s.branch_scale == "rezero"
-    ),
-    "skip='none' with branch_scale='layerscale' is a dead net: every branch is multiplied by "
-    "nearly 0 and nothing goes around it; use branch_scale='none'": (
-        lambda s: s.skip == "none" and s.branch_scale == "layerscale"
-    ),
-    "skip='none' with branch_scale='skipinit' is a dead net where no norm undoes the scale: "
-    "signals shrink by 1/sqrt(blocks) per block; use branch_scale='none' or another norm": (
-        lambda s: s.skip == "none" and s.branch_scale == "skipinit" and not _normalises(s)
-    ),
-    "skip='none' with activation='gelu' or 'silu' and without a norm of activations is a dead "
-    "net: signals shrink with every layer; use 'relu' or 'tanh', or another norm": (
-        lambda s: s.skip == "none" and s.activation in ("gelu", "silu") and not _normalises(s)
-    ),
-    "skip='none' with a gated branch and without a norm of activations is a dead net: every gate "
-    "halves the signal; use another norm": (
-        lambda s: s.skip == "none" and not _normalises(s) and _gates(s)
-    ),
-    "activation='gelu' or 'silu' after the sum is a dead net without a norm of activations, and "
-    "where branches start near 0 (init='zero_last', branch_scale='rezero' or 'layerscale'): it "
-    "shrinks a small signal block by block; use order='pre' or another activation": (
-        lambda s: (
-            s.activation in ("gelu", "silu")
-            and s.order == "post"
-            and (not _normalises(s) or _starts_near_zero(s))
-        )
-    ),
-    "skip='none' with drop_path is a dead net whenever a branch is dropped: nothing goes around "
-    "it; use drop_path=0": lambda s: s.skip == "none" and s.drop_path > 0,
-    "init='zero_last' with branch_scale='rezero' never learns: both factors of the branch start "
-    "at 0, so neither has a gradient; use one of the two": (
-        lambda s: s.init == "zero_last" and s.branch_scale == "rezero"
-    ),
-    "init='zero_last' with norm='weight' divides by the norm of a zero weight; use init='he' or "
-    "another norm": lambda s: s.init == "zero_last" and s.norm == "weight",
-    "weight_standardized=True needs a norm of activations, as norm='group': a weight of variance 1 "
-    "makes a signal grow by the root of how many numbers it sums": (
-        lambda s: s.weight_standardized and not _normalises(s)
-    ),
-    "init='zero_last' with weight_standardized=True divides by the deviation of a zero weight "
-    "where a branch ends in a convolution; use init='he'": (
-        lambda s: (
-            s.init == "zero_last"
-            and s.weight_standardized
-            and (s.order == "pre" or not _convolutions(s)[-1].norm)
-        )
-    ),
-    "downsample='k_max' keeps the largest numbers along one axis, and dims=2 has two; use "
-    "downsample='max', or dims=1": lambda s: s.downsample == "k_max" and s.dims == 2,
-    "downsample='k_max' takes a stride by keeping the largest numbers, which has no dilation; use "
-    "downsample='stride' or 'max' where a stride became a dilation": (
-        lambda s: s.downsample == "k_max" and any(stage.first_dilation for stage in s.stages)
-    ),
-    "init='fixup' replaces the norm and needs norm='none' (weight norm would divide by the norm of "
-    "a zero weight)": lambda s: s.init == "fixup" and s.norm != "none",
-    "init='fixup' brings its own branch scale; use branch_scale='none'": (
-        lambda s: s.init == "fixup" and s.branch_scale != "none"
-    ),
-    "init='fixup' is undefined for a branch of one convolution (its exponent is -1/(2m - 2)); use "
-    "a branch of two or more": lambda s: s.init == "fixup" and len(_convolutions(s)) < 2,
-    "a branch that ends in ReLU never learns when it starts at 0 (init='zero_last' or 'fixup'): "
-    "ReLU has no slope there; use init='he', order='pre' or another activation": (
-        lambda s: s.init != "he" and s.activation == "relu" and _convolutions(s)[-1].activation
-    ),
-}
-
-
 def _three(size: tuple[int, ...]) -> tuple[int, ...]:
     """A kernel 3 wide on the axes that have a stride."""
     return tuple(3 if each > 1 else 1 for each in size)
-
-
-def _normalises(spec: BackboneSpec) -> bool:
-    return spec.norm in ("batch", "group", "layer")
-
-
-def _gates(spec: BackboneSpec) -> bool:
-    return any(isinstance(part, Gate) for part in spec.plan.stages[0][1][0].branch)
-
-
-def _starts_near_zero(spec: BackboneSpec) -> bool:
-    return spec.init != "he" or spec.branch_scale in ("rezero", "layerscale")
-
-
-def _convolutions(spec: BackboneSpec) -> list[Part]:
-    """One entry per convolution of the first block's branch: the part it stands in."""
-    _, blocks = spec.plan.stages[0]
-    return [part for part in blocks[0].branch for _ in range(part.convolutions)]
 
 
 def _plain(value: Any) -> Any:

@@ -8,7 +8,15 @@ from dataclasses import replace
 from typing import Any
 
 from resbackbones.core.backbone import Backbone
-from resbackbones.core.branches import Bottleneck, Gated, Inverted, Separable, Temporal
+from resbackbones.core.branches import (
+    Bottleneck,
+    Broadcast,
+    Gated,
+    Inverted,
+    Res2,
+    Separable,
+    Temporal,
+)
 from resbackbones.core.layers import Axes, Layer, Stage, Stem, check_names, last, per_axis
 from resbackbones.core.spec import BackboneSpec
 from resbackbones.errors import InputError, nearest
@@ -113,9 +121,71 @@ _MEL_RESNET = BackboneSpec(
 )  # fmt: skip
 
 
-def _tc_resnet(blocks: int) -> BackboneSpec:
-    stages = tuple(Stage(channels, blocks, 2, kernel=9) for channels in (24, 32, 48))
-    return BackboneSpec(stages, dims=1, in_channels=40, stem=Stem(16), shortcut_activation=True)
+def _tc_resnet(blocks: int, times: float = 1) -> BackboneSpec:
+    stem, *widths = (int(times * channels) for channels in (16, 24, 32, 48))
+    return BackboneSpec(
+        tuple(Stage(channels, blocks, 2, kernel=9) for channels in widths),
+        dims=1, in_channels=40, stem=Stem(stem), shortcut_activation=True,
+    )  # fmt: skip
+
+
+# BC-ResNet (Kim et al. 2021, table 1), on 40 mel bands. Five rows are left of them, which the tail
+# reads as a patch five rows high: without padding, as published. A head of means ends it.
+def _bc_resnet(times: float) -> BackboneSpec:
+    stem, *widths, last = (int(times * channels) for channels in (16, 8, 12, 16, 20, 32))
+    stages = (
+        Stage(channels, blocks, (stride, 1), dilation=(1, dilation))
+        for channels, blocks, stride, dilation in zip(
+            widths, (2, 2, 4, 4), (1, 2, 2, 1), (1, 2, 4, 8), strict=True
+        )
+    )
+    collapse = Layer(
+        widths[-1], 5, (5, 1), groups=widths[-1], norm=False, activation=False, centred=False
+    )
+    return BackboneSpec(
+        tuple(stages), in_channels=1, branch=Broadcast(), shortcut="none",
+        stem=Stem(stem, 5, (2, 1)), tail=(collapse, Layer(last, 1)),
+    )  # fmt: skip
+
+
+# res8 and res15 (Tang & Lin 2018, section 3.1), on frequency by time: every sum is carried as it
+# is, and what goes into the next convolution is normalised, without weights. Two blocks of res15
+# have convolutions of two dilations, as where a stride became one.
+def _res(stages: Sequence[Stage], stem: Stem, tail: Sequence[Layer] = ()) -> BackboneSpec:
+    return BackboneSpec(
+        tuple(stages), in_channels=1, branch=Temporal(), order="pre", norm_after_activation=True,
+        norm_affine=False, shortcut="pad", tail=tuple(tail),
+        stem=replace(stem, norm=False),
+    )  # fmt: skip
+
+
+def _res8(maps: int) -> BackboneSpec:
+    # A mean over 3 bands by 4 frames; the last ones count, though they fill no whole cell.
+    return _res([Stage(maps, 3)], Stem(maps, pool=(3, 4), averaged=True))
+
+
+def _res15(maps: int) -> BackboneSpec:
+    dilations = (1, 1), (1, 2), (2, 2), (4, 4), (4, 8), (8, 8)
+    stages = [
+        Stage(maps, 1, dilation=second, first_dilation=None if first == second else first)
+        for first, second in dilations
+    ]
+    return _res(stages, Stem(maps), [Layer(maps, dilation=16, bias=False)])
+
+
+# ECAPA-TDNN (Desplanques et al. 2020, figure 2), without its pooling and embedding; each block
+# reads the one before it, as in SpeechBrain.
+def _ecapa(channels: int) -> BackboneSpec:
+    return BackboneSpec(
+        tuple(Stage(channels, 1, dilation=dilation) for dilation in (2, 3, 4)),
+        dims=1, in_channels=80, stem=Stem(channels, 5), tail=(Layer(1536, 1),), tail_reads="all",
+        branch=Res2(8, activation=True), order="none", norm_after_activation=True,
+        attention="se", attention_reduction=channels // 128,
+    )  # fmt: skip
+
+
+# ResNet34 of WeSpeaker (Wang et al. 2023, section 3.2): half the width, and no pooling.
+_TSTP = BackboneSpec(_stages((32, 64, 128, 256), (3, 4, 6, 3)), in_channels=1, stem=Stem(32))
 
 
 # Text, 1-D: embeddings are channels. VDCNN (Conneau et al. 2017, sections 3.1 and 4.3): of the ways
@@ -180,6 +250,7 @@ _BYTENET = BackboneSpec(
     dims=1, in_channels=1024, branch=Bottleneck(0.5), order="pre", norm="layer", causal=True,
 )  # fmt: skip
 
+
 def _causal_gcnn(depth: int, dilations: int, channels: int) -> BackboneSpec:
     """Ours, to tell the next token: gated layers at dilations 1, 2, 4, …, and again."""
     return BackboneSpec(
@@ -241,7 +312,22 @@ SPECS: dict[str, BackboneSpec] = {
     "matchboxnet_6x2": _matchboxnet(6, 2),
     "tc_resnet8": _tc_resnet(1),
     "tc_resnet14": _tc_resnet(2),
+    "tc_resnet8_1_5": _tc_resnet(1, 1.5),
+    "tc_resnet14_1_5": _tc_resnet(2, 1.5),
     "mel_resnet14": _MEL_RESNET,
+    "bc_resnet1": _bc_resnet(1),
+    "bc_resnet1_5": _bc_resnet(1.5),
+    "bc_resnet2": _bc_resnet(2),
+    "bc_resnet3": _bc_resnet(3),
+    "bc_resnet6": _bc_resnet(6),
+    "bc_resnet8": _bc_resnet(8),
+    "res8": _res8(45),
+    "res8_narrow": _res8(19),
+    "res15": _res15(45),
+    "res15_narrow": _res15(19),
+    "resnet34_tstp": _TSTP,
+    "ecapa512": _ecapa(512),
+    "ecapa1024": _ecapa(1024),
     "vdcnn9": _vdcnn(1, 1, 1, 1),
     "vdcnn17": _vdcnn(2, 2, 2, 2),
     "vdcnn29": _vdcnn(5, 5, 2, 2),
