@@ -38,11 +38,11 @@ def vision(spec: str | rb.BackboneSpec = "resnet18", **head: Any) -> tuple[Any, 
     return model, lambda batch, size: {"pixel_values": torch.randn(batch, 3, size, size + 5)}, sizes
 
 
-def speech() -> tuple[Any, Any, Any]:
-    model = ResidualForAudioClassification.build("matchboxnet_3x1", num_labels=3)
+def speech(name: str = "matchboxnet_3x1") -> tuple[Any, Any, Any]:
+    model = ResidualForAudioClassification.build(name, num_labels=3)
 
     def example(batch: int, size: int) -> dict[str, Tensor]:
-        features = torch.randn(batch, 64, size)
+        features = torch.randn(batch, model.processor.feature_size, size)
         return {"input_features": features, "attention_mask": mask(batch, size)}
 
     sizes = {"input_features": {0: Dim.DYNAMIC, 2: Dim.DYNAMIC}}
@@ -82,6 +82,10 @@ CASES = {
     "resnet18": vision,
     "cosine": lambda: vision(SMALL, kind="cosine", pooling="mean_max"),
     "matchboxnet_3x1": speech,
+    "bc_resnet1": lambda: speech("bc_resnet1"),
+    "res8_narrow": lambda: speech("res8_narrow"),
+    "res15_narrow": lambda: speech("res15_narrow"),
+    "ecapa512": lambda: speech("ecapa512"),
     "dpcnn": lambda: text("dpcnn"),
     "word_resnet6": lambda: text("word_resnet6", Ngrams(buckets=50, most=4)),
     "word_resnet6, TF-IDF": lambda: text("word_resnet6", tfidf=True),

@@ -81,6 +81,10 @@ REFUSALS: dict[str, Callable[[Any], bool]] = {
             and (s.order == "pre" or not _convolutions(s)[-1].norm)
         )
     ),
+    "weight_standardized=True with norm_after_activation=True and activation='tanh' saturates: a "
+    "sum of weights of variance 1 is large, and no norm stands between; use activation='relu'": (
+        lambda s: s.weight_standardized and s.norm_after_activation and s.activation == "tanh"
+    ),
     "init='zero_last' with norm_affine=False has nothing that could start at 0 where a branch ends "
     "in a norm; use init='he', or norm_affine=True": (
         lambda s: (

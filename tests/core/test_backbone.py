@@ -38,6 +38,25 @@ STREAMS = [
     {"stem": rb.Stem(8, 3, before=(rb.Layer(6, 5, 2), rb.Layer(4, 3)))},
     {"norm": "layer", "weight_standardized": True},
     {"branch": rb.Bottleneck(0.5), "stem": None, "tail": (), "in_channels": 8},
+    {"branch": rb.Res2(), "shortcut": "none"},
+    {"branch": rb.Res2(8, activation=True), "order": "none", "norm_after_activation": True},
+    {
+        "branch": rb.Temporal(),
+        "order": "pre",
+        "norm_after_activation": True,
+        "norm_affine": False,
+        "tail": (rb.Layer(6, 3, 3, centred=False),),
+    },
+    {"stages": (rb.Stage(8, 2, 2, 5), rb.Stage(16, 1, 1, 3, 4)), "tail_reads": "all"},
+]
+# What has a second axis: 6 rows of it, of which the stem leaves 3.
+BANDS = [
+    {
+        "branch": rb.Broadcast(3),
+        "shortcut": "none",
+        "stages": (rb.Stage(8, 1, kernel=(3, 4)), rb.Stage(16, 2, (1, 2), dilation=(1, 2))),
+        "tail": (rb.Layer(16, 3, (3, 2), groups=16, centred=False), rb.Layer(5, 1)),
+    }
 ]
 
 
@@ -99,8 +118,11 @@ def check_pieces_are_the_whole(net: rb.Backbone, sizes: list[int]) -> None:
             assert (together - whole).abs().max() <= 1e-5 * max(1.0, whole.abs().max())
 
 
-@pytest.mark.parametrize("dims", [1, 2])
-@pytest.mark.parametrize("changes", STREAMS, ids=lambda c: "-".join(c) or "base")
+@pytest.mark.parametrize(
+    ("changes", "dims"),
+    [*((changes, dims) for changes in STREAMS for dims in (1, 2)), *((c, 2) for c in BANDS)],
+    ids=lambda c: "-".join(c) or "base" if isinstance(c, dict) else str(c),
+)
 def test_pieces_are_the_whole(changes: dict, dims: int) -> None:
     net = causal_net(changes, dims)
 
@@ -164,7 +186,15 @@ ATROUS = rb.BackboneSpec(
 @pytest.mark.parametrize("skip", ["identity", "none"])
 @pytest.mark.parametrize(
     "branch",
-    [rb.Basic(), rb.Bottleneck(), rb.Separable(2), rb.Temporal(), rb.Gated(), rb.Inverted()],
+    [
+        rb.Basic(),
+        rb.Bottleneck(),
+        rb.Separable(2),
+        rb.Temporal(),
+        rb.Gated(),
+        rb.Inverted(),
+        rb.Res2(),
+    ],
     ids=lambda b: type(b).__name__,
 )
 def test_a_stride_turned_into_a_dilation_keeps_every_output(
@@ -274,6 +304,15 @@ FIELDS = [
     {"skip": "none", "stages": (rb.Stage(8, 2, stride=2, dilation=3),)},
     {"downsample": "blur", "stem": rb.Stem(8, pool=2)},
     {"stem": rb.Stem(8, before=(rb.Layer(4, 5, 2), rb.Layer(6, 3, dilation=2)))},
+    {"stem": rb.Stem(8, pool=4, averaged=True)},
+    {"branch": rb.Res2()},
+    {"branch": rb.Res2(2, activation=True), "causal": True, "norm_after_activation": True},
+    {"tail": (rb.Layer(8, 3, 3, centred=False),)},
+    {
+        "stages": (rb.Stage(8, 1, 2), rb.Stage(16, 1, dilation=3)),
+        "tail_reads": "all",
+        "tail": (rb.Layer(8, 5),),
+    },
     *(
         {"stages": (rb.Stage(8, 1), rb.Stage(16, 1, 1, 3, 4, 2))} | changes
         for changes in (
@@ -305,6 +344,20 @@ def test_the_receptive_field_is_exactly_what_an_output_depends_on(changes: dict)
     assert net.receptive_field == last - first + 1
 
 
+@pytest.mark.parametrize("causal", [False, True])
+def test_what_is_broadcast_reads_along_time_alone(causal: bool) -> None:
+    """The field is exact too where a mean over frequency stands between."""
+    net = rb.backbone("bc_resnet1", causal=causal).eval().double()
+    x = torch.randn(1, 1, 40, 161, dtype=torch.float64, requires_grad=True)
+    net(x)[-1][..., 80].sum().backward()
+    seen = x.grad.abs().sum((0, 1, 2)).nonzero().flatten()
+    # A stem and a tail 5 wide, and twelve blocks of 3 at dilations 1, 2, 4 and 8.
+    field = 4 + 2 * (2 * 1 + 2 * 2 + 4 * 4 + 4 * 8) + 4 + 1
+    assert net.receptive_field == field == 117
+    before = (field - 1) // (1 if causal else 2)
+    assert [int(seen.min()), int(seen.max())] == [max(0, 80 - before), 80 + field - 1 - before]
+
+
 @pytest.mark.parametrize(
     ("x", "sentence"),
     [
@@ -325,6 +378,11 @@ def test_the_receptive_field_is_exactly_what_an_output_depends_on(changes: dict)
 def test_wrong_inputs_are_refused(x: object, sentence: str) -> None:
     with pytest.raises(rb.InputError, match=sentence):
         rb.backbone("resnet20")(x)
+
+
+def test_rows_that_bands_do_not_divide_are_refused() -> None:
+    with pytest.raises(rb.InputError, match="16 rows of frequency are left where 5 equal bands"):
+        rb.backbone("bc_resnet1")(torch.zeros(1, 1, 32, 50))
 
 
 def test_autocast_brings_types_together() -> None:
@@ -419,6 +477,7 @@ RECOMPUTED = rb.BackboneSpec(
         {"norm": "group", "weight_standardized": True, "attention": "eca"},
         {"norm": "none", "init": "fixup", "shortcut": "pad"},
         {"downsample": "blur", "shortcut": "average", "branch": rb.Bottleneck()},
+        {"branch": rb.Res2(), "norm_after_activation": True, "norm_affine": False},
     ],
     ids=str,
 )
@@ -476,6 +535,7 @@ def test_recomputing_is_for_training_alone() -> None:
         ("vdcnn9", {"downsample": "k_max"}),
         ("dpcnn", {}),
         ("tcn_char", {}),
+        ("ecapa512", {}),
     ],
     ids=str,
 )

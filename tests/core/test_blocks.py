@@ -22,11 +22,22 @@ AXES = {
         rb.Temporal(),
         rb.Gated(),
         rb.Inverted(),
+        rb.Res2(2),
+        rb.Res2(4, activation=True),
+        rb.Broadcast(2),
+        rb.Broadcast(1),
     ),
     "activation": ("relu", "silu"),
     "causal": (False, True),
     "weight_standardized": (False, True),
-    "stem": (rb.Stem(8), rb.Stem(8, pool=2, zero_padded=True, before=(rb.Layer(6),))),
+    "norm_after_activation": (False, True),
+    "norm_affine": (False, True),
+    "stem": (
+        rb.Stem(8),
+        rb.Stem(8, pool=2, zero_padded=True, before=(rb.Layer(6),)),
+        rb.Stem(8, pool=2, averaged=True),
+    ),
+    "tail_reads": ("last",),  # "all" needs other stages, and has its own test
     "drop_path": (0.0, 0.2),
     "dropout": (0.0, 0.2),
     "dims": (1, 2),
@@ -47,7 +58,7 @@ def make(changes: dict, base: rb.BackboneSpec = BASE) -> rb.BackboneSpec | None:
 def check_alive(spec: rb.BackboneSpec, seed: int = 0) -> None:
     torch.manual_seed(seed)
     net = rb.Backbone(spec)
-    x = torch.randn(4, 3, *(12, 8)[: spec.dims])
+    x = torch.randn(4, 3, *(16, 8)[: spec.dims])
     features = net(x)
     assert [f.shape[1] for f in features] == list(net.channels)
     torch.stack([(f * torch.randn_like(f)).sum() for f in features]).sum().backward()
@@ -73,7 +84,8 @@ DEEP = rb.BackboneSpec((rb.Stage(16, 54),), stem=rb.Stem(16))
 DEEP_AXES = {
     axis: AXES[axis]
     for axis in (
-        "skip", "branch_scale", "init", "norm", "order", "weight_standardized", "activation"
+        "skip", "branch_scale", "init", "norm", "order", "weight_standardized", "activation",
+        "norm_after_activation", "norm_affine",
     )
 } | {"activation": CHOICES["activation"]}  # fmt: skip
 
@@ -94,7 +106,16 @@ def test_no_allowed_net_is_dead_at_depth_110() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "branch",
-    [rb.Basic(), rb.Bottleneck(0.5), rb.Temporal(), rb.Separable(2), rb.Gated()],
+    [
+        rb.Basic(),
+        rb.Bottleneck(0.5),
+        rb.Temporal(),
+        rb.Separable(2),
+        rb.Gated(),
+        rb.Res2(),
+        rb.Res2(8, activation=True),
+        rb.Broadcast(2),
+    ],
     ids=str,
 )
 def test_no_allowed_net_of_any_branch_is_dead_at_depth_110(branch: rb.Branch) -> None:
@@ -118,16 +139,33 @@ def test_dead_nets_are_refused(changes: dict) -> None:
         replace(DEEP, skip="none", **changes)
 
 
+PLAIN = {axis: values[0] for axis, values in AXES.items()}
+PAIRS = [
+    pair
+    for pair in itertools.combinations(
+        [(a, value) for a, values in AXES.items() for value in values], 2
+    )
+    if pair[0][0] != pair[1][0]
+]
+
+
 def some_combinations(count: int, seed: int = 0) -> list[dict]:
     """Random allowed combinations, and more until every pair of choices that can be met was."""
     draw = random.Random(seed)
-    chosen, seen = [], set()
-    for _ in range(8000):
-        changes = {axis: draw.choice(values) for axis, values in AXES.items()}
+    chosen: list[dict] = []
+    seen: set[tuple] = set()
+
+    def choose(changes: dict) -> None:
         pairs = set(itertools.combinations(changes.items(), 2))
         if (len(chosen) < count or not pairs <= seen) and make(changes) is not None:
             chosen.append(changes)
-            seen |= pairs
+            seen.update(pairs)
+
+    for _ in range(8000):
+        choose({axis: draw.choice(values) for axis, values in AXES.items()})
+    for pair in PAIRS:  # those that chance has not met
+        if pair not in seen:
+            choose({**PLAIN, **dict(pair)})
     return chosen
 
 
@@ -139,11 +177,33 @@ def test_allowed_combinations_are_alive() -> None:
         check_alive(spec)
     # Every pair of choices that is allowed at all was among them.
     seen = {pair for changes in chosen for pair in itertools.combinations(changes.items(), 2)}
-    plain = {axis: values[0] for axis, values in AXES.items()}
-    choices = [(axis, value) for axis, values in AXES.items() for value in values]
-    for first, second in itertools.combinations(choices, 2):
-        if first[0] != second[0] and make({**plain, **dict([first, second])}) is not None:
-            assert (first, second) in seen
+    for pair in PAIRS:
+        assert pair in seen or make({**PLAIN, **dict(pair)}) is None
+
+
+@pytest.mark.parametrize("dims", [1, 2])
+@pytest.mark.parametrize("order", CHOICES["order"])
+@pytest.mark.parametrize("skip", CHOICES["skip"])
+def test_a_tail_of_all_stages_is_alive(skip: str, order: str, dims: int) -> None:
+    """It reads what each stage gives, the first one's too, side by side."""
+    spec = replace(
+        BASE, stages=(rb.Stage(8, 1, stride=2), rb.Stage(16, 2, dilation=2)), skip=skip,
+        order=order, dims=dims, tail=(rb.Layer(6, 3, 2, centred=False),), tail_reads="all",
+    )  # fmt: skip
+    check_alive(spec)
+    torch.manual_seed(0)
+    net = rb.Backbone(spec).eval()
+    x = torch.randn(2, 3, *(16,) * dims)
+    first, second = net.stages
+    given: list[torch.Tensor] = []
+    net.tail.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
+    *before, last = net(x)
+    stem = net.stem(x if dims == 2 else x.unsqueeze(2))
+    both = torch.cat([first(stem), second(first(stem))], 1)
+    torch.testing.assert_close(given[0], both)
+    torch.testing.assert_close(last, net.tail(both).reshape(last.shape))
+    assert before[0].shape[1] == 8 and last.shape[1] == 6 and both.shape[1] == 24
+    assert net(x, stages=(0,))[0].shape == before[0].shape and len(given) == 2
 
 
 @pytest.mark.slow
@@ -185,6 +245,34 @@ def test_projection_sees_the_preactivated_input() -> None:
     shortcut = block.shortcut(block.pre(x))
     branch = block.branch(block.pre(x))
     torch.testing.assert_close(block(x), branch + shortcut)
+
+
+def test_sums_are_carried_raw_where_the_norm_comes_after_the_activation() -> None:
+    """Tang & Lin 2018, section 3.1: what the block before left is added as it is, and normalised
+    for the next convolution; the first block reads what the stem left."""
+    torch.manual_seed(0)
+    net = rb.backbone("res8_narrow")
+    (_, first), (_, second), _ = net.blocks
+    x = torch.randn(2, 19, 6, 6)
+
+    def normalised(x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.batch_norm(x, None, None, training=True)
+
+    for block, y in ((first, x), (second, normalised(x))):
+        one, two = (m for m in block.branch.modules() if isinstance(m, nn.Conv2d))
+        expected = x + two(normalised(one(y).relu())).relu()
+        torch.testing.assert_close(block(x), expected)
+    torch.testing.assert_close(net.tail(x), normalised(x))
+    assert not any(isinstance(m, nn.BatchNorm2d) and m.affine for m in net.modules())
+
+
+def test_without_a_shortcut_the_branch_is_alone_where_shapes_differ() -> None:
+    net = rb.Backbone(replace(BASE, shortcut="none")).eval()
+    skips = [block.skip for _, block in net.blocks]
+    assert skips == [True, True, False, True] and net.parameter_difference == 0
+    _, block = net.blocks[2]
+    x = torch.randn(2, 8, 6, 6)
+    torch.testing.assert_close(block(x), block.branch(x).relu())
 
 
 @pytest.mark.parametrize("order", ["post", "pre", "none"])
@@ -242,6 +330,8 @@ def test_reset_parameters_leaves_nothing_undrawn() -> None:
         {"norm": "weight", "attention": "eca"},
         {"norm": "none", "init": "fixup"},
         {"norm": "group", "order": "pre"},
+        {"branch": rb.Res2(), "norm_after_activation": True},
+        {"branch": rb.Broadcast(1), "norm_affine": False},
     ):
         net = rb.backbone("resnet20", **changes)
         large = {n: p for n, p in net.named_parameters() if p.numel() > 100}

@@ -37,6 +37,22 @@ VARIANTS = [
     {"downsample": "blur", "stem": rb.Stem(8, pool=2)},
     {"shortcut": "average", "stem": rb.Stem(8, pool=2, before=(rb.Layer(4, 5, 2), rb.Layer(6)))},
     {"stem": rb.Stem(8, 7, 2, activation=False, pool=2, zero_padded=True)},
+    {"branch": rb.Res2(), "attention": "se"},
+    {"branch": rb.Res2(8, activation=True), "order": "none", "norm_after_activation": True},
+    {
+        "branch": rb.Temporal(),
+        "order": "pre",
+        "norm_after_activation": True,
+        "norm_affine": False,
+        "stem": rb.Stem(8, pool=2, averaged=True, norm=False),
+    },
+    {"norm": "group", "norm_affine": False, "tail": (rb.Layer(8, 3, 3, centred=False),)},
+    {
+        "stages": (rb.Stage(8, 1, 2), rb.Stage(16, 2, dilation=2)),
+        "order": "pre",
+        "tail": (rb.Layer(8),),
+        "tail_reads": "all",
+    },
     *(
         {"stages": (rb.Stage(8, 1), rb.Stage(16, 1, 1, 5, 2, 1), rb.Stage(16, 1, 1, 3, 4, 2))}
         | changes
@@ -47,6 +63,13 @@ VARIANTS = [
             {"downsample": "patch", "branch": rb.Inverted()},
         )
     ),
+]
+# What has a second axis: 6 rows of frequency, of which 3 are left.
+BANDS = (rb.Stage(8, 1), rb.Stage(16, 2, stride=2, kernel=5), rb.Stage(16, 1, dilation=2))
+IMAGE_VARIANTS = [
+    {"branch": rb.Broadcast(3), "shortcut": "none", "stages": BANDS},
+    {"branch": rb.Broadcast(3), "order": "pre", "norm_after_activation": True, "stages": BANDS},
+    {"branch": rb.Broadcast(1), "norm": "group", "stages": BANDS},
 ]
 SMALL = rb.BackboneSpec(
     (rb.Stage(8, 1), rb.Stage(16, 2, stride=2, kernel=5), rb.Stage(16, 1, stride=2, dilation=2)),
@@ -77,11 +100,12 @@ def check_batch_is_single(
     tolerance: float = 1e-5,
     extra: int = 0,
     garbage: float = math.nan,
+    rows: int = 6,
 ) -> None:
     """An item's features are the same in a batch, whatever stands in the padding. Where features
     were divided by their own deviation, the bound is relative to what was divided."""
     spec = net.spec
-    height = (6,) * (spec.dims - 1)
+    height = (rows,) * (spec.dims - 1)
     items = [torch.randn(1, spec.in_channels, *height, length) for length in lengths]
     size = max(lengths) + extra
     # What stands in the padding must not matter.
@@ -140,6 +164,7 @@ lengths_strategy = st.lists(st.integers(1, 40), min_size=1, max_size=4)
     [
         *((changes, dims) for changes in VARIANTS for dims in (1, 2)),
         *((changes, 1) for changes in SEQUENCE_VARIANTS),
+        *((changes, 2) for changes in IMAGE_VARIANTS),
     ],
     ids=lambda c: "-".join(map(str, c.values()))[:60] or "base" if isinstance(c, dict) else str(c),
 )
@@ -188,6 +213,13 @@ def test_images_with_time_last(name: str) -> None:
     check_batch_is_single(randomise(rb.backbone(name, in_channels=1)), [37, 5, 18], extra=3)
 
 
+@pytest.mark.parametrize("name", ["bc_resnet1", "res8_narrow", "res15_narrow", "resnet34_tstp"])
+def test_spectrograms_of_40_bands(name: str) -> None:
+    torch.manual_seed(0)
+    net = randomise(rb.backbone(name))
+    check_batch_is_single(net, [61, 5, 1, 30], extra=3, rows=40)
+
+
 @pytest.mark.parametrize("name", ["resnet110", "preact_resnet110"])
 @pytest.mark.parametrize("dims", [1, 2])
 def test_depth_110(name: str, dims: int) -> None:
@@ -196,12 +228,23 @@ def test_depth_110(name: str, dims: int) -> None:
     check_batch_is_single(net, [33, 9, 20], extra=5)
 
 
-@pytest.mark.parametrize("norm", ["batch", "group", "layer"])
-def test_padding_enters_no_statistics_in_training(norm: str) -> None:
+@pytest.mark.parametrize(
+    ("changes", "dims"),
+    [
+        *(({"norm": norm}, 1) for norm in ("batch", "group", "layer")),
+        ({"branch": rb.Res2(), "order": "none", "norm_after_activation": True}, 1),
+        ({"branch": rb.Temporal(), "order": "pre", "norm_after_activation": True,
+          "norm_affine": False}, 2),
+        ({"branch": rb.Broadcast(3, dropout=0.0), "stages": BANDS}, 2),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_padding_enters_no_statistics_in_training(changes: dict, dims: int) -> None:
     torch.manual_seed(0)
-    net = rb.Backbone(replace(SMALL, dims=1, norm=norm)).train()
+    net = rb.Backbone(replace(SMALL, dims=dims, **changes)).train()
     lengths = torch.tensor([21, 13])
-    short, long = torch.randn(2, 4, 21), torch.full((2, 4, 30), 50.0)
+    height = (6,) * (dims - 1)
+    short, long = torch.randn(2, 4, *height, 21), torch.full((2, 4, *height, 30), 50.0)
     long[..., :21] = short
     few = net(short, lengths)
     statistics = {n: b.clone() for n, b in net.named_buffers()}
@@ -243,6 +286,7 @@ def operators(net: rb.Backbone, lengths: torch.Tensor | None = None) -> set[str]
         {"branch": rb.Temporal(), "norm": "weight"},
         {"branch": rb.Separable(2)},
         {"branch": rb.Bottleneck(), "shortcut": "pad"},
+        {"branch": rb.Res2(), "norm_after_activation": True},
     ],
     ids=str,
 )

@@ -93,6 +93,26 @@ DICT = rb.SPECS["resnet18"].to_dict()
         (lambda: resolve("resnet18", norm_groups=8), "set norm='group'"),
         (lambda: rb.Stem(8, before=[8]), "before=[8] is no sequence of Layer"),
         (lambda: rb.Stem(8, zero_padded=True), "no effect without a pooling"),
+        (lambda: rb.Stem(8, averaged=True), "averaged=True, which has no effect without a pooling"),
+        (lambda: rb.Stem(8, pool=2, zero_padded=True, averaged=True), "use one of the two"),
+        (lambda: resolve("resnet18", norm="none", norm_affine=False), "no effect without norm="),
+        (
+            lambda: resolve("resnet18", norm="weight", norm_after_activation=True),
+            "norm_after_activation=True has no effect without norm='batch'",
+        ),
+        (lambda: resolve("res8", tail_reads="all"), "tail_reads=all has no effect without a tail"),
+        (lambda: resolve("resnet18", tail_reads="every"), "tail_reads='every' is not known"),
+        (lambda: rb.Res2(1), "leaves nothing to convolve"),
+        (lambda: resolve("resnet18", branch=rb.Res2(3)), "scale=3, which does not divide 64"),
+        (lambda: rb.Broadcast(dropout=1.0), "a share from 0 to below 1"),
+        (
+            lambda: resolve("ecapa512", stages=(rb.Stage(512, 1, kernel=4),)),
+            "even kernel 4",
+        ),
+        (
+            lambda: resolve("bc_resnet1", stages=(rb.Stage(8, 1, kernel=(3, 4)),)),
+            "even kernel (1, 4)",
+        ),
         (
             lambda: rb.BackboneSpec.from_dict(
                 {**DICT, "stem": {"channels": 8, "before": [{"chanels": 8}]}}
@@ -144,6 +164,10 @@ def test_what_is_wrong_is_said(call, sentence: str) -> None:
 
 # One spec for every row of the compatibility table, in the table's order.
 REFUSED = [
+    {"branch": rb.Broadcast(), "dims": 1},
+    {"branch": rb.Broadcast(), "norm": "group"},
+    {"branch": rb.Broadcast(), "init": "zero_last"},
+    {"shortcut": "none", "branch_scale": "rezero"},
     {"skip": "none", "init": "zero_last"},
     {"skip": "none", "init": "fixup", "norm": "none"},
     {"skip": "none", "branch_scale": "rezero"},
@@ -157,6 +181,9 @@ REFUSED = [
     {"init": "zero_last", "norm": "weight"},
     {"weight_standardized": True, "norm": "weight"},
     {"init": "zero_last", "norm": "group", "weight_standardized": True, "order": "pre"},
+    {"weight_standardized": True, "norm_after_activation": True, "activation": "tanh"},
+    {"init": "zero_last", "norm_affine": False},
+    {"tail_reads": "all", "tail": (rb.Layer(8),)},
     {"downsample": "k_max"},
     {"downsample": "k_max", "dims": 1, "stages": (rb.Stage(8, 1, dilation=2, first_dilation=1),)},
     {"init": "fixup"},
@@ -182,6 +209,7 @@ def test_refusals_are_by_name(why: str, changes: dict) -> None:
         ({"downsample": "blur"}, "downsample='blur'"),
         ({"downsample": "k_max", "dims": 1}, "downsample='k_max'"),
         ({"shortcut": "average"}, "shortcut='average'"),
+        ({"stem": rb.Stem(16, pool=2, averaged=True)}, "a mean over cells"),
     ],
 )
 def test_what_looks_ahead_is_refused_in_causal_nets(changes: dict, what: str) -> None:
