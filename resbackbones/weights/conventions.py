@@ -74,7 +74,10 @@ def centred_orders(
 
 
 def unlike_modules(
-    backbone: Backbone, theirs: nn.Module, pairs: Mapping[str, nn.Module]
+    backbone: Backbone,
+    theirs: nn.Module,
+    pairs: Mapping[str, nn.Module],
+    head: tuple[str, ...] = (),
 ) -> tuple[list[str], list[str]]:
     """Compare two nets module by module.
 
@@ -82,6 +85,7 @@ def unlike_modules(
         backbone: ours.
         theirs: the other net.
         pairs: names of its modules, and those of ours that take their place.
+        head: names of what is its head's, whose activations are its own.
 
     Returns:
         Clauses about what makes it another net (strides, dilations, activations), and a sentence
@@ -99,11 +103,21 @@ def unlike_modules(
                 theirs_is, ours_is = getattr(given, field), getattr(ours, field)
                 if theirs_is != ours_is:
                     other.append(f"{name} has {field} {theirs_is}, not {ours_is}")
+        elif isinstance(ours, nn.Conv2d) and isinstance(given, nn.Conv1d):
+            for field in ("stride", "dilation"):
+                theirs_is, ours_is = getattr(given, field), getattr(ours, field)[1:]
+                if theirs_is != ours_is:
+                    other.append(f"{name} has {field} {theirs_is}, not {ours_is}")
         elif isinstance(ours, NORMS) and getattr(given, "eps", ours.eps) != ours.eps:
             added.append(f"{name} adds {given.eps} to a variance, not {ours.eps} as this model")
     activation = backbone.spec.activation
     gates = {"relu"} if backbone.spec.attention == "se" else set()
-    used = {type(module).__name__.lower().removesuffix("activation") for module in theirs.modules()}
+    above = {name.partition(".")[0] for name in head}
+    used = {
+        type(module).__name__.lower().removesuffix("activation")
+        for name, module in theirs.named_modules()
+        if name.partition(".")[0] not in above
+    }
     used &= set(ACTIVATIONS)
     if used and not {activation} <= used <= {activation} | gates:
         other.append(f"it activates by {' and '.join(sorted(used))}, not by {activation} alone")
@@ -132,6 +146,25 @@ def unlike_specs(backbone: Backbone, layout: Layout, spec: Mapping[str, Any] | N
     if not found:
         return []
     return [f"the tensors fit, but this model computes something else: {', '.join(found)}"]
+
+
+def unlike_edges(backbone: Backbone, layout: Layout, theirs: nn.Module | None = None) -> list[str]:
+    """A sentence about the ends of a sequence, where SpeechBrain's convolutions see a mirror image
+    of it, unless made otherwise (None where it is not known)."""
+    if not layout.sequences:
+        return []
+    modes = (
+        {getattr(module, "padding_mode", "") for module in theirs.modules()}
+        if theirs
+        else {"reflect"}
+    )
+    if "reflect" not in modes:
+        return []
+    return [
+        "the convolutions of this model see zeros beyond the ends of a sequence, those of "
+        "SpeechBrain a mirror image: near the ends features differ, and a little everywhere, as "
+        "attention looks at all of them"
+    ]
 
 
 def unlike_blurs(backbone: Backbone, theirs: nn.Module | None) -> list[str]:

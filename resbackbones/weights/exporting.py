@@ -4,7 +4,6 @@ import torch
 from torch import Tensor, nn
 
 from resbackbones.core.backbone import Backbone
-from resbackbones.core.heads import Classifier
 from resbackbones.core.spec import BackboneSpec
 from resbackbones.errors import InputError, nearest
 from resbackbones.weights.layouts import KNOWN, LAYOUTS, Layout, differences, parts, slots, tensors
@@ -16,7 +15,7 @@ def export_weights(model: nn.Module, library: str) -> dict[str, Tensor]:
     Args:
         model: a classifier, or a bare backbone for the library's model without classes
             (`num_classes=0` in timm, `ResNetModel` in transformers).
-        library: "torchvision", "timm" or "transformers".
+        library: "torchvision", "timm", "transformers", "speechbrain" or "wespeaker".
 
     Returns:
         A state dict, copied, which `load_state_dict(…, strict=True)` takes. What is no tensor the
@@ -38,6 +37,8 @@ def export_weights(model: nn.Module, library: str) -> dict[str, Tensor]:
     written = {}
     values = tensors(model)
     for slot in slots(model):
+        if slot.role == "head":  # directions of classes, which are no part of the net there
+            continue
         value = values[slot.key]
         body = "" if head is None or slot.role == "head.linear" else layout.body
         shape = layout.shape(slot, tuple(value.shape))
@@ -84,15 +85,25 @@ def _attention_differences(spec: BackboneSpec) -> list[str]:
 
 
 def _head_differences(layout: Layout, head: nn.Module | None) -> list[str]:
-    norm = "layer" if "head.norm" in layout.names else "none"
+    has_norm = "head.norm" in layout.names
     if head is None:
-        return ["a norm follows the backbone there"] if norm == "layer" else []
-    if not isinstance(head, Classifier):
-        return [f"the head is a {type(head).__name__}, not a classifier"]
+        if layout.pooling != "mean":
+            return ["a pooling and an embedding follow the backbone there"]
+        return ["a norm follows the backbone there"] if has_norm else []
+    last = "embedding" if "head.embedding" in layout.names else "linear"
+    linear = getattr(head, last, None)
+    if linear is None:
+        what = "a classifier" if last == "linear" else "an embedding"
+        return [f"the head is a {type(head).__name__}, not {what}"]
+    norms = {nn.LayerNorm: "layer", nn.BatchNorm1d: "batch", type(None): "none"}
     ours = {
-        "head.norm": "none" if head.norm is None else "layer",
-        "head.pooling": head.pooling,
-        "head.bias": head.linear.bias is not None,
+        "head.norm": norms.get(type(getattr(head, "norm", None))),
+        "head.pooling": getattr(head, "pooling", None),
+        "head.bias": linear.bias is not None,
     }
-    theirs = {"head.norm": norm, "head.pooling": "mean", "head.bias": True}
+    theirs = {
+        "head.norm": layout.norm if has_norm else "none",
+        "head.pooling": layout.pooling,
+        "head.bias": True,
+    }
     return list(differences(ours, theirs).values())

@@ -165,6 +165,10 @@ class Layout:
         flat, square: roles without, and with, two trailing axes of one position where we differ.
         families: the nets with these names.
         centred: an option A shortcut there puts its zero channels on both sides.
+        sequences: kernels there have one axis, and roles in `square` one trailing axis.
+        pooling, norm: of the head there, as `Head` says them; the norm where it has one.
+        beside: what names begin with that are no part of the net, such as the classes it was
+            trained by.
     """
 
     title: str
@@ -175,6 +179,10 @@ class Layout:
     square: frozenset[str] = frozenset()
     families: tuple[Family, ...] = ()
     centred: bool = False
+    sequences: bool = False
+    pooling: str = "mean"
+    norm: str = "layer"
+    beside: tuple[str, ...] = ()
 
     def candidates(self, slot: Slot) -> tuple[str, ...]:
         """Names that a slot's tensor may have; none where it has no place here."""
@@ -189,9 +197,13 @@ class Layout:
     def shape(self, slot: Slot, ours: tuple[int, ...]) -> tuple[int, ...]:
         """The shape there of a tensor of this shape here."""
         role = f"{slot.role}{slot.index}"
+        if self.sequences and len(ours) == 4:
+            return *ours[:2], ours[3]
         if slot.leaf == "bias" or not ({role, slot.role} & (self.flat | self.square)):
             return ours
-        return ours[:-2] if {role, slot.role} & self.flat else (*ours, 1, 1)
+        if {role, slot.role} & self.flat:
+            return ours[:-2]
+        return (*ours, 1) if self.sequences else (*ours, 1, 1)
 
     @property
     def head(self) -> tuple[str, ...]:
@@ -220,10 +232,19 @@ _V2_18 = replace(SPECS["resnet18"], order="pre", stem=SPECS["resnetv2_50"].stem)
 # Specs of published nets, by their names in the libraries.
 KNOWN = SPECS | {"resnetblur18": _BLUR18, "resnetv2_18": _V2_18}
 
+# What follows the backbone of an ECAPA-TDNN, by the roles of our modules.
+_ECAPA_HEAD = {
+    "head.attention.hidden": "asp.tdnn.conv.conv",
+    "head.attention.norm": "asp.tdnn.norm.norm",
+    "head.attention.scores": "asp.conv.conv",
+    "head.norm": "asp_bn.norm",
+    "head.embedding": "fc.conv",
+}
 _BOTTLENECK = frozenset({"branch.ratio", "branch.groups"})
 _WIDTHS = frozenset({"stages.channels", "stem.channels"})
 _TIERS = frozenset({"stem.before.channels"})
 _ATTENTION = frozenset({"attention"})
+_SPEAKER = frozenset({*_WIDTHS, "tail.channels", "attention_reduction", "stages.dilation"})
 
 OWN = OwnLayout("models of resbackbones", "", {}, body="backbone.")
 
@@ -391,6 +412,49 @@ LAYOUTS = (
         body="convnext.",
         flat=frozenset({"conv1", "conv2", "scale"}),
         families=(Family("transformers", ("convnext_tiny",), _WIDTHS),),
+    ),
+    Layout(
+        "ResNets of WeSpeaker",
+        _RESNET.block,
+        {
+            **{role: name for role, name in _RESNET.names.items() if role != "head.linear"},
+            "shortcut.conv": "{block}.shortcut.0",
+            "shortcut.norm": "{block}.shortcut.1",
+            "head.embedding": "seg_1",
+        },
+        families=(Family("wespeaker", ("resnet34_tstp",), _WIDTHS),),
+        pooling="statistics",
+        beside=("projection.",),
+    ),
+    Layout(
+        "ECAPA-TDNNs of SpeechBrain",
+        "blocks.{s1}",
+        {
+            "stem.conv": "blocks.0.conv.conv",
+            "stem.norm": "blocks.0.norm.norm",
+            "conv0": "{block}.tdnn1.conv.conv",
+            "norm0": "{block}.tdnn1.norm.norm",
+            # Eight groups of channels, of which the first is not convolved.
+            **{
+                f"{role}{i}": f"{{block}}.res2net_block.blocks.{i - 1}.{role}.{role}"
+                for role in ("conv", "norm")
+                for i in range(1, 8)
+            },
+            "conv8": "{block}.tdnn2.conv.conv",
+            "norm8": "{block}.tdnn2.norm.norm",
+            "squeeze": "{block}.se_block.conv1.conv",
+            "excite": "{block}.se_block.conv2.conv",
+            "tail.conv": "mfa.conv.conv",
+            "tail.norm": "mfa.norm.norm",
+            **_ECAPA_HEAD,
+        },
+        square=frozenset(
+            {"squeeze", "excite", *(role for role in _ECAPA_HEAD if not role.endswith("norm"))}
+        ),
+        families=(Family("speechbrain", ("ecapa1024", "ecapa512"), _SPEAKER),),
+        sequences=True,
+        pooling="attentive_statistics",
+        norm="batch",
     ),
 )
 

@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from resbackbones.core.heads import Classifier
 from resbackbones.errors import InputError
 from resbackbones.weights.conventions import (
     adapt_channels,
     centred_orders,
     unlike_blurs,
+    unlike_edges,
     unlike_modules,
     unlike_specs,
 )
@@ -19,6 +19,7 @@ from resbackbones.weights.layouts import LAYOUTS, OWN, Layout, Slot, owner, part
 from resbackbones.weights.sources import Source, read
 
 SHOWN = 3  # differences that a sentence lists
+CLASSES = ("head.linear", "head")  # roles of what has a row per class
 TEXT_ALONE = ("embedding.", "ngrams.", "ngram_share")  # what text models have beside net and head
 
 
@@ -39,8 +40,9 @@ def load_weights(model: nn.Module, source: object) -> list[str]:
 
     Read are ResNets (18 to 152, ResNeXt, wide, SE, ECA, D, blurred), pre-activated ResNets, BiTs
     and ConvNeXts of torchvision, timm and transformers, the ResNets and wide ResNets of CIFAR
-    repositories, and our own. An image net's stem of another number of input channels is summed
-    (to one) or repeated and rescaled; classes of another number are left as they were drawn.
+    repositories, the ResNets of WeSpeaker, the ECAPA-TDNNs of SpeechBrain, and our own. An image
+    net's stem of another number of input channels is summed (to one) or repeated and rescaled;
+    classes of another number are left as they were drawn.
 
     Where the stride of a bottleneck stands (in its first 1x1 convolution, "v1", or in its 3x3 one,
     "v1.5", as here) cannot be told from tensors; a module, or a folder of transformers with its
@@ -185,14 +187,19 @@ def _recognise(source: Source, body: Sequence[Slot], adapts: bool) -> _Given:
     Raises:
         InputError: none explains any.
     """
-    best: tuple[int, _Given | None] = (0, None)
+    best: tuple[tuple[int, int], _Given | None] = ((0, 0), None)
     for names in _stripped(source.tensors):
         for layout in LAYOUTS:
-            bare = {name.removeprefix(layout.body): real for name, real in names.items()}
+            bare = {
+                name.removeprefix(layout.body): real
+                for name, real in names.items()
+                if not (layout.beside and name.startswith(layout.beside))
+            }
             given = _Given(layout, source, bare, adapts)
             explained = sum(given.find(slot) is not None for slot in body)
-            if explained > best[0]:
-                best = explained, given
+            known = explained, explained + len(given.head) - len(bare)
+            if explained and (best[1] is None or known > best[0]):
+                best = known, given
     if best[1] is None:
         raise InputError(
             f"{source.title} is in no layout that this model can be read from (it begins with "
@@ -267,17 +274,20 @@ def _conventions(given: _Given, model: nn.Module, filled: Iterable[Slot]) -> lis
     theirs = given.source.module
     if theirs is None or given.source.spec is not None:
         told = unlike_specs(backbone, given.layout, given.source.spec)
-        return told if given.layout is OWN else [*told, *unlike_blurs(backbone, None)]
+        if given.layout is OWN:
+            return told
+        return [*told, *unlike_edges(backbone, given.layout), *unlike_blurs(backbone, None)]
     pairs = {
         given.name(slot).rpartition(".")[0]: owner(model, slot)
         for slot in filled
         if slot.leaf == "weight"
     }
-    found, told = unlike_modules(backbone, theirs, pairs)
+    apart = tuple({name.rpartition(".")[0] for name in given.head})
+    found, told = unlike_modules(backbone, theirs, pairs, apart)
     if found:
         do = "build a model that computes the same, or give the state_dict() to load it even so"
         raise _mismatch(given, "has tensors that fit, but computes something else", found, do)
-    return [*told, *unlike_blurs(backbone, theirs)]
+    return [*told, *unlike_edges(backbone, given.layout, theirs), *unlike_blurs(backbone, theirs)]
 
 
 def _head(
@@ -289,17 +299,22 @@ def _head(
     if head is None:
         names = ", ".join(dict.fromkeys(name.rpartition(".")[0] for name in given.head))
         return [], [f"the classifier ({names}) is left out: a bare backbone has none"]
-    means = isinstance(head, Classifier) and head.pooling == "mean"
-    if given.layout is not OWN and not means:
-        return [], ["the head is left as drawn: it is no linear map of means, as theirs is"]
+    if given.layout is not OWN and getattr(head, "pooling", None) != given.layout.pooling:
+        what = "means" if given.layout.pooling == "mean" else given.layout.pooling.replace("_", " ")
+        return [], [f"the head is left as drawn: it is no linear map of {what}, as theirs is"]
+    # What is one per class has no place where classes are no part of the net.
+    absent = [s for s in slots if s.role in CLASSES and not given.layout.candidates(s)]
+    slots = [slot for slot in slots if slot not in absent]
     if spare := set(given.head) - {given.find(slot) for slot in slots}:
         norm = "head.norm" in given.layout.names
         advice = " (build with head={'norm': 'layer'} to load it)" if norm else ""
         return [], [f"the head is left as drawn: it has no {min(spare)}{advice}"]
     unlike = {slot: clause for slot in slots if (clause := given.unlike(slot, targets[slot.key]))}
     if not unlike:
-        return list(slots), []
-    kept = [slot for slot in slots if slot.role != "head.linear"]
+        names = ", ".join(slot.key for slot in absent)
+        left = [f"{names} is left as drawn: these weights have no classes"] if absent else []
+        return list(slots), left
+    kept = [slot for slot in slots if slot.role not in CLASSES]
     classes = [
         (len(given.source.tensors[name]), len(targets[slot.key]))
         for slot in unlike
