@@ -4,9 +4,11 @@ from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForAudioClas
 
 from resbackbones.speech.augment import Augment
 from resbackbones.speech.data import AudioItems
-from resbackbones.speech.frontend import FrontEnd, ResidualFeatureExtractor, resample
+from resbackbones.speech.frontend import FrontEnd, ResidualFeatureExtractor
 from resbackbones.speech.models import ResidualForAudioClassification, ResidualSpeechConfig
+from resbackbones.speech.normalization import learn_normalization
 from resbackbones.speech.recordings import Clips, decode, read_clips
+from resbackbones.speech.resampling import resample
 
 AutoConfig.register(ResidualSpeechConfig.model_type, ResidualSpeechConfig)
 AutoFeatureExtractor.register(ResidualSpeechConfig, ResidualFeatureExtractor)
@@ -21,6 +23,7 @@ __all__ = [
     "ResidualForAudioClassification",
     "ResidualSpeechConfig",
     "decode",
+    "learn_normalization",
     "read_clips",
     "resample",
 ]

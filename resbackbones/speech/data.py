@@ -78,7 +78,7 @@ class AudioItems(Items):
         self.front_end = FrontEnd(**extractor.options).to(device)  # type: ignore[arg-type]
         self.frame_rate = extractor.sampling_rate / self.front_end.hop
         # All clips' frames one after the other, (total, n_mels): no clip is padded to the longest.
-        self.lengths = 1 + torch.tensor([len(w) for w in clips.waveforms]) // self.front_end.hop
+        self.lengths = self.front_end.frames(torch.tensor([len(w) for w in clips.waveforms]))
         self.starts = self.lengths.cumsum(0) - self.lengths
         self.power = self._listen(clips.waveforms)
         self.noise = self._white_noise(10 * clips.sampling_rate)
@@ -86,9 +86,7 @@ class AudioItems(Items):
 
     def _listen(self, waveforms: list[Tensor]) -> Tensor:
         """Power `(total, n_mels)` of all clips' frames."""
-        powers = self.front_end.mel.mel_scale.fb.new_empty(
-            int(self.lengths.sum()), self.front_end.mel.n_mels
-        )
+        powers = self.front_end.filters.new_empty(int(self.lengths.sum()), self.front_end.n_mels)
         for first, last in chunks([len(waveform) for waveform in waveforms]):
             chunk = waveforms[first:last]
             samples = torch.tensor([len(waveform) for waveform in chunk])
@@ -106,7 +104,7 @@ class AudioItems(Items):
 
     def _octaves(self) -> Tensor:
         """How far each mel band lies above the lowest one, `(n_mels,)`."""
-        filters = self.front_end.mel.mel_scale.fb  # (frequencies, n_mels)
+        filters = self.front_end.filters  # (frequencies, n_mels)
         bins = torch.arange(len(filters), device=filters.device, dtype=filters.dtype)
         centres = bins @ filters / filters.sum(0)
         return (centres / centres[0]).log2()

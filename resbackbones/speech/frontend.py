@@ -5,11 +5,9 @@ form transformers saves, loads and calls in its pipelines. It is not part of the
 with constant tables inside a `PreTrainedModel` breaks `from_pretrained`.
 """
 
-import functools
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -21,38 +19,55 @@ from transformers import BatchFeature, SequenceFeatureExtractor
 
 from resbackbones.core.context import valid_mask
 from resbackbones.errors import InputError, nearest
+from resbackbones.speech.kaldi import EPSILON, WINDOWS, KaldiSpectrogram
+from resbackbones.speech.resampling import without_autocast
 
-KINDS = ("log_mel", "mfcc")
-NORMALIZATIONS = ("none", "mean", "mean_std")
+KINDS = ("log_mel", "mfcc", "fbank")
+NORMALIZATIONS = ("none", "mean", "mean_std", "global")
 FLOOR = 1e-6  # power of a mel band that counts as silence
-STEADY = 0.1  # a feature that varies less than this over a clip is not scaled up by "mean_std"
+STEADY = 0.1  # a feature that varies less than this is not scaled up
 CHANNELS = 8  # at most; an array of more is taken for a batch
-PIECE = 1 << 18  # samples resampled at a time
 # Whole numbers that samples come in: the value of silence, and of full scale above it.
 INTEGERS = {torch.uint8: (128, 2**7), torch.int16: (0, 2**15), torch.int32: (0, 2**31)}
 
 
 class FrontEnd(nn.Module):
-    """Log-mel energies or MFCC of waveforms, `(B, samples)` to `(B, feature_size, frames)`.
+    """Log-mel energies, MFCC or Kaldi's filter bank of waveforms, `(B, samples)` to
+    `(B, feature_size, frames)`.
 
-    Frames are centred on samples 0, hop, 2 hop, …, with zeros outside the clip, so a clip of n
-    samples has `1 + n // hop` frames and every one of them is the same in a padded batch and alone
-    (reflecting the ends, the usual default, changes the last two). Energies are
-    `log(1 + power / 1e-6)`: silence is exactly 0, which is also what a convolution pads with.
+    For "log_mel" and "mfcc" frames are centred on samples 0, hop, 2 hop, …, with zeros outside the
+    clip, so a clip of n samples has `1 + n // hop` frames and every one of them is the same in a
+    padded batch and alone (reflecting the ends, the usual default, changes the last two). Energies
+    are `log(1 + power / 1e-6)`: silence is exactly 0, which is also what a convolution pads with.
+
+    "fbank" is what Kaldi, and `torchaudio.compliance.kaldi.fbank(dither=0)`, make of a clip:
+    `1 + (n - window) // hop` frames that lie in it whole (at least one here), each without its
+    mean, pre-emphasised by 0.97; energies are `log(max(power, 1.2e-7))`. What models of others
+    expect, all with `feature_size=80`: WeSpeaker's `window_shape="hamming", full_scale=32768,
+    normalize="mean"`; 3D-Speaker's `normalize="mean"`; Kaldi's own recipes `full_scale=32768`.
+    SpeechBrain's filter bank (decibels down to 80 below a clip's loudest) is another one.
 
     Args:
-        kind: "log_mel", or "mfcc" (orthonormal DCT-II of the log-mel energies).
+        kind: "log_mel", "mfcc" (orthonormal DCT-II of the log-mel energies) or "fbank".
         feature_size: mel bands, or cepstral coefficients.
         sampling_rate: of the waveforms, in Hz.
         n_mels: mel bands under the coefficients of "mfcc"; None means as many as coefficients.
-        window: length of the Hann window in seconds; the FFT is the next power of two.
+        window: length of the window in seconds; the FFT is the next power of two.
         hop: from one frame to the next, in seconds.
         f_min, f_max: the mel bands' range in Hz; None means up to half the sampling rate.
-        normalize: "none", "mean" (subtract each feature's mean over the clip) or "mean_std" (then
-            divide by its deviation, never by less than 0.1: silence must not become noise).
+        normalize: "none", "mean" (subtract each feature's mean over the clip), "mean_std" (then
+            divide by its deviation, never by less than 0.1: silence must not become noise) or
+            "global" (the same by `means` and `deviations`, whatever the clip).
+        means, deviations: of each feature over all training clips, for "global";
+            `learn_normalization` finds them.
+        window_shape: of "fbank", "povey" (the same as None), "hamming" or "hann"; others have a
+            Hann window.
+        full_scale: of "fbank", what the loudest sample counts: 1, or 32768 as in Kaldi, whose
+            samples are 16-bit numbers. The waveforms given are from -1 to 1 all the same.
 
     Raises:
-        InputError: an unknown kind, or sizes, times or frequencies that do not fit together.
+        InputError: an unknown kind; sizes, times or frequencies that do not fit together; an option
+            of another kind; or "global" without what it needs.
 
     >>> features, frames = FrontEnd()(torch.zeros(2, 16000), torch.tensor([16000, 1]))
     >>> tuple(features.shape), frames.tolist()
@@ -70,11 +85,17 @@ class FrontEnd(nn.Module):
         f_min: float = 20.0,
         f_max: float | None = None,
         normalize: str = "none",
+        means: Sequence[float] | None = None,
+        deviations: Sequence[float] | None = None,
+        window_shape: str | None = None,
+        full_scale: float = 1.0,
     ) -> None:
         super().__init__()
+        shape = "povey" if window_shape is None else window_shape
         for field, given, known in (
             ("kind", kind, KINDS),
             ("normalize", normalize, NORMALIZATIONS),
+            ("window_shape", shape, WINDOWS),
         ):
             if given not in known:
                 raise InputError(f"{field}={given!r} is not known; {nearest(given, known)}")
@@ -86,11 +107,21 @@ class FrontEnd(nn.Module):
             if type(size) is not int or size < 1:
                 raise InputError(f"{field}={size!r} must be a whole number of 1 or more")
         n_mels = feature_size if n_mels is None else n_mels
-        if kind == "log_mel" and n_mels != feature_size:
+        if kind != "mfcc" and n_mels != feature_size:
             raise InputError(
-                f"n_mels={n_mels} differs from feature_size={feature_size}, but log-mel features "
+                f"n_mels={n_mels} differs from feature_size={feature_size}, but {kind} features "
                 "are the mel bands; leave n_mels out"
             )
+        if kind != "fbank" and (window_shape is not None or full_scale != 1):
+            raise InputError(
+                f"window_shape={window_shape!r} and full_scale={full_scale!r} are options of "
+                f"kind='fbank', not of {kind!r}; leave them out"
+            )
+        if not 0 < full_scale < math.inf:
+            raise InputError(f"full_scale={full_scale!r} must be a number above 0, as 32768")
+        _check_learned(normalize, feature_size, means, deviations)
+        if kind == "fbank" and n_mels < 4:
+            raise InputError(f"feature_size={n_mels} is too few for Kaldi's bank; use 4 or more")
         if feature_size > n_mels:
             raise InputError(
                 f"feature_size={feature_size} coefficients cannot come from n_mels={n_mels} bands; "
@@ -109,29 +140,59 @@ class FrontEnd(nn.Module):
                 f"f_min={f_min:g} and f_max={f_max:g} are no range of frequencies; they must rise "
                 f"within 0 to {nyquist:g} Hz, half the sampling rate"
             )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # an empty band is refused just below
-            self.mel = torchaudio.transforms.MelSpectrogram(
+        self.mel: nn.Module
+        if kind == "fbank":
+            self.mel = KaldiSpectrogram(
                 sampling_rate,
-                n_fft=1 << (window_samples - 1).bit_length(),
-                win_length=window_samples,
-                hop_length=hop_samples,
-                f_min=f_min,
-                f_max=f_max,
-                n_mels=n_mels,
-                center=True,
-                pad_mode="constant",
+                window_samples,
+                hop_samples,
+                n_mels,
+                f_min,
+                f_max,
+                shape,
+                full_scale,
             )
-        if (self.mel.mel_scale.fb.amax(0) == 0).any():
+        else:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # an empty band is refused just below
+                self.mel = torchaudio.transforms.MelSpectrogram(
+                    sampling_rate,
+                    n_fft=1 << (window_samples - 1).bit_length(),
+                    win_length=window_samples,
+                    hop_length=hop_samples,
+                    f_min=f_min,
+                    f_max=f_max,
+                    n_mels=n_mels,
+                    center=True,
+                    pad_mode="constant",
+                )
+        self.kind, self.n_mels, self.normalize = kind, n_mels, normalize
+        self.hop, self.f_min, self.f_max = hop_samples, f_min, f_max
+        if (self.filters.amax(0) == 0).any():
             raise InputError(
                 f"{n_mels} mel bands from {f_min:g} to {f_max:g} Hz are too narrow for a window of "
                 f"{window} s, some would hear nothing; use fewer bands or a longer window"
             )
-        self.hop = hop_samples
-        self.normalize = normalize
         self.dct: Tensor | None
+        self.means: Tensor | None
+        self.deviations: Tensor | None
         dct = torchaudio.functional.create_dct(feature_size, n_mels, norm="ortho")
         self.register_buffer("dct", dct if kind == "mfcc" else None, persistent=False)
+        for name, learned in (("means", means), ("deviations", deviations)):
+            column = None if learned is None else torch.tensor(learned).view(-1, 1)
+            self.register_buffer(name, column, persistent=False)
+
+    @property
+    def filters(self) -> Tensor:
+        """Weight of each frequency of the FFT in each mel band, `(frequencies, n_mels)`."""
+        mel: Any = self.mel
+        return mel.filters if self.kind == "fbank" else mel.mel_scale.fb
+
+    def frames(self, samples: Tensor) -> Tensor:
+        """Frames of clips of so many samples, int64 like these."""
+        if isinstance(self.mel, KaldiSpectrogram):
+            return self.mel.frames(samples)
+        return 1 + torch.div(samples, self.hop, rounding_mode="floor")
 
     def forward(self, waveforms: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Compute the features of a batch.
@@ -155,21 +216,26 @@ class FrontEnd(nn.Module):
         if lengths is None:
             lengths = torch.full((batch,), samples, device=waveforms.device)
         lengths = lengths.to(waveforms.device, torch.int64)
-        with _without_autocast(waveforms):
+        with without_autocast(waveforms):
             # What stands past an item's end would leak into its last frames.
             power = self.mel(waveforms.float().masked_fill(~valid_mask(lengths, samples), 0.0))
-        return power, 1 + torch.div(lengths, self.hop, rounding_mode="floor")
+        return power, self.frames(lengths)
 
     @torch.no_grad()
     def features(self, power: Tensor, frames: Tensor) -> Tensor:
         """The second half of `forward`: features `(B, feature_size, T)` of powers `(B, n_mels, T)`,
         of which `frames` `(B,)` are real."""
         past = ~valid_mask(frames, power.shape[-1]).unsqueeze(1)
-        with _without_autocast(power):
-            features = torch.log1p(power.float() / FLOOR)
+        with without_autocast(power):
+            if self.kind == "fbank":
+                features = power.float().clamp(min=EPSILON).log()
+            else:
+                features = torch.log1p(power.float() / FLOOR)
             if self.dct is not None:
                 features = torch.einsum("bmt,mf->bft", features, self.dct)
-            if self.normalize != "none":
+            if self.means is not None and self.deviations is not None:
+                features = (features - self.means) / self.deviations.clamp(min=STEADY)
+            elif self.normalize != "none":
                 count = frames.view(-1, 1, 1)
                 features = features - features.masked_fill(past, 0.0).sum(-1, keepdim=True) / count
                 if self.normalize == "mean_std":
@@ -185,8 +251,8 @@ class ResidualFeatureExtractor(SequenceFeatureExtractor):
     batch at once, on the device that the call names.
 
     Args:
-        kind, feature_size, sampling_rate, n_mels, window, hop, f_min, f_max, normalize: as for
-            `FrontEnd`.
+        kind, feature_size, sampling_rate, n_mels, window, hop, f_min, f_max, normalize, means,
+            deviations, window_shape, full_scale: as for `FrontEnd`.
         pad_to: seconds to which shorter clips are padded; the mask says so, and answers stay the
             same. A transformers pipeline with `batch_size` above 1 can put together features of one
             length only (it pads the middle axis): give it the length of the longest clip,
@@ -210,6 +276,10 @@ class ResidualFeatureExtractor(SequenceFeatureExtractor):
         f_max: float | None = None,
         normalize: str = "none",
         pad_to: float = 0.0,
+        means: Sequence[float] | None = None,
+        deviations: Sequence[float] | None = None,
+        window_shape: str | None = None,
+        full_scale: float = 1.0,
         **extra: Any,
     ) -> None:
         self.options = {
@@ -222,6 +292,10 @@ class ResidualFeatureExtractor(SequenceFeatureExtractor):
             "f_min": f_min,
             "f_max": f_max,
             "normalize": normalize,
+            "means": None if means is None else list(means),
+            "deviations": None if deviations is None else list(deviations),
+            "window_shape": window_shape,
+            "full_scale": full_scale,
         }
         for name in extra:  # transformers would keep a misspelt one as an attribute nobody reads
             if name not in ("feature_extractor_type", "processor_class", "auto_map"):
@@ -350,42 +424,31 @@ def _one_channel(clip: Tensor, index: int) -> Tensor:
     return clip if clip.ndim == 1 else clip.mean(0 if clip.shape[0] < clip.shape[1] else 1)
 
 
-def resample(waveform: Any, rate: int, new_rate: int) -> Tensor:
-    """Bring a waveform `(..., samples)` from one sampling rate (Hz) to another, piece by piece:
-    next to what goes in and comes out, it needs the memory of a few seconds of sound.
-
-    >>> resample(torch.zeros(8000), 8000, 16000).shape
-    torch.Size([16000])
-    """
-    waveform = torch.as_tensor(waveform, dtype=torch.float32)
-    if rate == new_rate:
-        return waveform
-    # The filter bank grows with both terms of the ratio: 44,101 to 16,000 Hz would take gigabytes.
-    # No common pair of rates has terms above 1,000; for an odd one the pitch is off by a millionth.
-    ratio = Fraction(new_rate, rate).limit_denominator(1000)
-    up, down = ratio.numerator, ratio.denominator
-    if up == down:
-        return waveform
-    resampler, samples = _resampler(down, up), waveform.shape[-1]
-    step = max(1, PIECE // down) * down  # `down` samples become `up` of them, so places are whole
-    margin = math.ceil(resampler.width / down) * down
-    new = waveform.new_empty(*waveform.shape[:-1], -(-samples * up // down))
-    with _without_autocast(waveform):
-        for start in range(0, samples, step):
-            before = min(margin, start)
-            piece = resampler(waveform[..., start - before : start + step + margin])
-            place = start * up // down
-            piece = piece[..., before * up // down :][..., : step * up // down]
-            new[..., place : place + piece.shape[-1]] = piece
-    return new
-
-
-def _without_autocast(x: Tensor) -> torch.autocast:
-    """Inside, float32 is computed in float32 whatever autocast says: bfloat16 has three digits, and
-    log-mel energies would be off by 0.07."""
-    return torch.autocast(x.device.type, enabled=False)
-
-
-@functools.lru_cache(maxsize=16)  # the filter costs more to make than to apply to a short clip
-def _resampler(down: int, up: int) -> Any:
-    return torchaudio.transforms.Resample(down, up)
+def _check_learned(
+    normalize: str,
+    size: int,
+    means: Sequence[float] | None,
+    deviations: Sequence[float] | None,
+) -> None:
+    """Refuse a normalisation by numbers that are not there, or numbers without it."""
+    learned = {"means": means, "deviations": deviations}
+    if normalize != "global":
+        if given := [name for name, values in learned.items() if values is not None]:
+            raise InputError(
+                f"normalize={normalize!r} has no use for {' and '.join(given)}; leave them out, or "
+                "use normalize='global'"
+            )
+        return
+    for name, values in learned.items():
+        if values is None:
+            raise InputError(
+                f"normalize='global' was asked for, but its {name} have not been learned; make the "
+                "extractor with learn_normalization(extractor, clips) from training clips"
+            )
+        least = -math.inf if name == "means" else 0
+        if len(values) != size or not all(least <= value < math.inf for value in values):
+            raise InputError(
+                f"{name} of normalize='global' must be {size} finite numbers, one per feature"
+                f"{', none below 0' if name == 'deviations' else ''}; learn them with "
+                "learn_normalization(extractor, clips)"
+            )

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from resbackbones.data import Source, read
 from resbackbones.errors import InputError
-from resbackbones.speech.frontend import resample
+from resbackbones.speech.resampling import resample
 
 FULL_SCALE = 32768  # of 16-bit samples
 LEAST_LIMIT = 10.0  # seconds that are never too long

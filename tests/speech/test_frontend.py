@@ -12,13 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resbackbones.errors import InputError
-from resbackbones.speech.frontend import (
-    STEADY,
-    FrontEnd,
-    ResidualFeatureExtractor,
-    pad_clips,
-    resample,
-)
+from resbackbones.speech import Clips, learn_normalization, resample
+from resbackbones.speech.frontend import STEADY, FrontEnd, ResidualFeatureExtractor, pad_clips
 
 VARIANTS: list[dict[str, Any]] = [
     {},
@@ -27,6 +22,10 @@ VARIANTS: list[dict[str, Any]] = [
     {"kind": "mfcc", "feature_size": 13, "n_mels": 40},
     {"kind": "mfcc", "normalize": "mean_std", "window": 0.03, "f_min": 0.0, "f_max": 7600.0},
     {"sampling_rate": 8000, "feature_size": 24, "hop": 0.0125},
+    {"normalize": "global", "feature_size": 4, "means": [1, 2, 3.5, 4], "deviations": [3, 2, 1, 0]},
+    {"kind": "fbank", "feature_size": 80},
+    {"kind": "fbank", "window_shape": "hamming", "full_scale": 32768.0, "normalize": "mean"},
+    {"kind": "fbank", "sampling_rate": 8000, "window_shape": "hann", "normalize": "mean_std"},
 ]
 
 
@@ -34,11 +33,20 @@ def tone(frequency: float, samples: int, rate: int = 16000) -> torch.Tensor:
     return 0.5 * torch.sin(2 * torch.pi * frequency * torch.arange(samples) / rate)
 
 
+def expected_frames(options: dict[str, Any], samples: int) -> int:
+    rate = options.get("sampling_rate", 16000)
+    hop = round(rate * options.get("hop", 0.01))
+    if options.get("kind") == "fbank":
+        return max(1, 1 + (samples - rate // 40) // hop)
+    return 1 + samples // hop
+
+
 @pytest.mark.parametrize("options", VARIANTS, ids=lambda o: "-".join(map(str, o.values())) or "-")
 def test_batch_is_single(options: dict[str, Any]) -> None:
     front_end = FrontEnd(**options)
     scaled = options.get("normalize") == "mean_std"
-    unscaled = FrontEnd(**options | {"normalize": "none"})
+    learned = {"means": None, "deviations": None}
+    unscaled = FrontEnd(**options | learned | {"normalize": "none"})
 
     @settings(max_examples=12, deadline=None)
     @given(
@@ -53,7 +61,7 @@ def test_batch_is_single(options: dict[str, Any]) -> None:
         together, frames = front_end(batch, torch.tensor(lengths))
         for row, length in enumerate(lengths):
             alone, (count,) = front_end(batch[row : row + 1, :length])
-            assert count == frames[row] == alone.shape[-1] == 1 + length // front_end.hop
+            assert count == frames[row] == alone.shape[-1] == expected_frames(options, length)
             difference = (together[row, :, :count] - alone[0]).abs().amax(1)
             size = alone.abs().max().clamp(min=1.0)
             if scaled:  # what was divided had its own rounding, and the division enlarged it
@@ -86,7 +94,11 @@ def test_autocast_changes_nothing(options: dict[str, Any]) -> None:
 def test_silence_is_zero_and_one_frame_is_finite(options: dict[str, Any]) -> None:
     front_end = FrontEnd(**options)
     features, _ = front_end(torch.zeros(1, 5000))
-    assert not features.any()
+    if options.get("kind") == "fbank":
+        level = np.log(np.finfo(np.float32).eps) if options.get("normalize") is None else 0.0
+        torch.testing.assert_close(features, torch.full_like(features, level), rtol=0, atol=1e-5)
+    elif options.get("normalize") != "global":
+        assert not features.any()
     features, frames = front_end(torch.randn(3, 1))
     assert frames.tolist() == [1, 1, 1] and features.isfinite().all()
 
@@ -96,7 +108,7 @@ def test_a_tone_is_loudest_in_its_band_and_frame() -> None:
     clip[8000:8800] = tone(1000, 800)
     features, _ = FrontEnd()(clip[None])
     band, frame = divmod(int(features[0].argmax()), features.shape[-1])
-    filters = FrontEnd().mel.mel_scale.fb  # (frequencies, bands)
+    filters = FrontEnd().filters  # (frequencies, bands)
     assert filters[:, band].argmax() * 16000 / 512 == pytest.approx(1000, abs=60)
     assert 50 <= frame <= 55
     # log(1 + power / 1e-6), of the stated power
@@ -125,6 +137,89 @@ def test_mfcc_is_the_orthonormal_dct_of_the_log_mel_energies() -> None:
     np.testing.assert_allclose(cepstrum[0], expected, atol=1e-4)
 
 
+def sounds(samples: int) -> torch.Tensor:
+    """A tone over noise, beside the middle: there is a mean to take off."""
+    generator = torch.Generator().manual_seed(samples)
+    return 0.1 * torch.randn(1, samples, generator=generator) + tone(440, samples) * 0.5 + 0.05
+
+
+@pytest.mark.parametrize("full_scale", [1.0, 32768.0])
+@pytest.mark.parametrize("bands", [40, 80])
+@pytest.mark.parametrize("rate", [8000, 16000])
+@pytest.mark.parametrize("shape", ["povey", "hamming", "hann"])
+def test_fbank_is_kaldis(rate: int, bands: int, shape: str, full_scale: float) -> None:
+    from torchaudio.compliance import kaldi
+
+    front_end = FrontEnd("fbank", bands, rate, window_shape=shape, full_scale=full_scale)
+    named = "hanning" if shape == "hann" else shape
+    for samples in (rate // 40, rate // 40 + rate // 100, 2 * rate + 7):
+        clip = sounds(samples)
+        expected = kaldi.fbank(
+            clip * full_scale,
+            dither=0.0,
+            num_mel_bins=bands,
+            sample_frequency=rate,
+            window_type=named,
+        )
+        heard, frames = front_end(clip)
+        assert frames.tolist() == [len(expected)]
+        torch.testing.assert_close(heard[0].T, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("rate", [8000, 16000])
+def test_log_mel_power_is_torchaudios(rate: int) -> None:
+    import torchaudio
+
+    expected = torchaudio.transforms.MelSpectrogram(
+        rate,
+        n_fft=512 if rate == 16000 else 256,
+        win_length=rate // 40,
+        hop_length=rate // 100,
+        f_min=20.0,
+        n_mels=40,
+        pad_mode="constant",
+    )(clips := sounds(rate))
+    power, frames = FrontEnd(sampling_rate=rate).power(clips)
+    assert frames.tolist() == [expected.shape[-1]]
+    torch.testing.assert_close(power, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["log_mel", "mfcc", "fbank"])
+def test_what_was_learned_makes_the_training_clips_standard(kind: str, tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    waveforms = [
+        (3000 * (i + 1) * torch.randn(900 * (i + 1), generator=generator)).clamp(-32768, 32767)
+        for i in range(4)
+    ]
+    clips = Clips([w.short() for w in waveforms], 16000, torch.arange(4) % 2, ("a", "b"), [], [])
+    plain = ResidualFeatureExtractor(kind, 40, normalize="mean", pad_to=0.5)
+    extractor = learn_normalization(plain, clips)
+    assert extractor.options["kind"] == kind and extractor.pad_to == 0.5
+    batch = extractor(clips.waveforms, return_tensors="pt")
+    real = batch["input_features"].transpose(1, 2)[batch["attention_mask"].bool()]
+    torch.testing.assert_close(real.mean(0), torch.zeros(40), rtol=0, atol=1e-4)
+    torch.testing.assert_close(real.std(0, correction=0), torch.ones(40), rtol=1e-3, atol=0)
+    extractor.save_pretrained(tmp_path)
+    loaded = ResidualFeatureExtractor.from_pretrained(tmp_path)
+    assert loaded.to_dict() == extractor.to_dict()
+    again = loaded(clips.waveforms, return_tensors="pt")
+    assert torch.equal(again["input_features"], batch["input_features"])
+
+
+@pytest.mark.parametrize("options", VARIANTS, ids=lambda o: "-".join(map(str, o.values())) or "-")
+def test_a_captured_front_end_takes_any_batch_and_length(options: dict[str, Any]) -> None:
+    from torch.export import Dim
+
+    front_end = FrontEnd(**options)
+    sizes = ({0: Dim.DYNAMIC, 1: Dim.DYNAMIC}, {0: Dim.DYNAMIC})
+    example = (torch.randn(2, 8000), torch.tensor([8000, 5000]))
+    program = torch.export.export(front_end, example, dynamic_shapes=sizes).module()
+    for batch, samples in ((3, 9001), (1, 700)):
+        given = torch.randn(batch, samples), torch.linspace(samples, 1, batch).long()
+        for value, expected in zip(program(*given), front_end(*given), strict=True):
+            torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -133,7 +228,23 @@ def test_mfcc_is_the_orthonormal_dct_of_the_log_mel_energies() -> None:
         ({"feature_size": 0}, "feature_size=0 must be a whole number"),
         ({"sampling_rate": 16e3}, r"sampling_rate=16000\.0 must be a whole number"),
         ({"kind": "mfcc", "n_mels": 0}, "n_mels=0 must be a whole number"),
-        ({"n_mels": 64}, "log-mel features are the mel bands; leave n_mels out"),
+        ({"kind": "fbank", "n_mels": 64}, "but fbank features are the mel bands"),
+        ({"kind": "fbank", "feature_size": 3}, "feature_size=3 is too few for Kaldi's bank"),
+        ({"kind": "fbank", "window_shape": "hanning"}, "window_shape='hanning' is not known; did"),
+        ({"kind": "fbank", "full_scale": 0.0}, r"full_scale=0\.0 must be a number above 0"),
+        ({"window_shape": "hann"}, "options of kind='fbank', not of 'log_mel'; leave them out"),
+        ({"full_scale": 32768.0}, "options of kind='fbank', not of 'log_mel'"),
+        ({"normalize": "global"}, "its means have not been learned; .*learn_normalization"),
+        ({"means": [0.0] * 40}, "normalize='none' has no use for means; leave them out"),
+        (
+            {"normalize": "global", "means": [0.0] * 40, "deviations": [1.0] * 39},
+            "deviations of normalize='global' must be 40 finite numbers, .*, none below 0",
+        ),
+        (
+            {"normalize": "global", "means": [float("nan")] * 40, "deviations": [1.0] * 40},
+            "means of normalize='global' must be 40 finite numbers",
+        ),
+        ({"n_mels": 64}, "log_mel features are the mel bands; leave n_mels out"),
         ({"kind": "mfcc", "feature_size": 40, "n_mels": 20}, "raise n_mels"),
         ({"window": 25, "hop": 0.00001}, "give both in seconds"),
         ({"window": 0.0}, "window two samples or more"),
@@ -289,7 +400,7 @@ def test_long_waveforms_are_resampled_in_pieces_of_the_whole(
     clips = torch.randn(2, 9 * 1000 + 7)
     whole = resample(clips, rate, new_rate)
     assert whole.shape[-1] == math.ceil(clips.shape[-1] * new_rate / rate)
-    monkeypatch.setattr("resbackbones.speech.frontend.PIECE", 1000)
+    monkeypatch.setattr("resbackbones.speech.resampling.PIECE", 1000)
     torch.testing.assert_close(resample(clips, rate, new_rate), whole, rtol=0, atol=1e-5)
 
 
