@@ -5,21 +5,41 @@ add up as the sounds do in air, and a shifted, stretched, noisier copy costs a s
 Fourier transform does.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from resbackbones.core.context import valid_mask
 from resbackbones.data import Items, Source, mixed_labels
 from resbackbones.errors import InputError
-from resbackbones.speech.augment import Augment, spec_augment, warped
+from resbackbones.speech.augment import (
+    DIRECT,
+    Augment,
+    bands_at_speed,
+    decays,
+    reverberant,
+    spec_augment,
+    warped,
+)
 from resbackbones.speech.frontend import FrontEnd, ResidualFeatureExtractor
-from resbackbones.speech.recordings import FULL_SCALE, Clips, chunks, read_clips
+from resbackbones.speech.powers import (
+    listen,
+    octaves,
+    recorded_noise,
+    recorded_rooms,
+    white_noise,
+)
+from resbackbones.speech.recordings import Clips, read_clips
+from resbackbones.speech.resampling import without_autocast
 
-DRAWS = 16  # eight for `_varied`, eight for `spec_augment`
+# Which of a row's draws are for what. Later ones were added behind the earlier, which stay.
+OWN = [*range(16), *range(34, 42)]  # eight for `_varied`, eight for `spec_augment`, `_varied` again
+PARTNERS = [*range(16, 32), *range(42, 50)]
+SHARE, PARTNER = 32, 33
 
 
 class AudioItems(Items):
@@ -78,40 +98,27 @@ class AudioItems(Items):
         self.front_end = FrontEnd(**extractor.options).to(device)  # type: ignore[arg-type]
         self.frame_rate = extractor.sampling_rate / self.front_end.hop
         # All clips' frames one after the other, (total, n_mels): no clip is padded to the longest.
-        self.lengths = self.front_end.frames(torch.tensor([len(w) for w in clips.waveforms]))
+        self.power, self.lengths = listen(self.front_end, clips.waveforms)
         self.starts = self.lengths.cumsum(0) - self.lengths
-        self.power = self._listen(clips.waveforms)
-        self.noise = self._white_noise(10 * clips.sampling_rate)
-        self.octaves = self._octaves()
-
-    def _listen(self, waveforms: list[Tensor]) -> Tensor:
-        """Power `(total, n_mels)` of all clips' frames."""
-        powers = self.front_end.filters.new_empty(int(self.lengths.sum()), self.front_end.n_mels)
-        for first, last in chunks([len(waveform) for waveform in waveforms]):
-            chunk = waveforms[first:last]
-            samples = torch.tensor([len(waveform) for waveform in chunk])
-            batch = nn.utils.rnn.pad_sequence(chunk, batch_first=True).to(self.device)
-            power, frames = self.front_end.power(batch.float() / FULL_SCALE, samples)
-            heard = power.transpose(1, 2)[valid_mask(frames, power.shape[-1])]
-            start = int(self.starts[first])
-            powers[start : start + len(heard)] = heard
-        return powers
-
-    def _white_noise(self, samples: int) -> Tensor:
-        """Power `(frames, n_mels)` of white noise; clips get a stretch of it, coloured."""
-        noise = torch.randn(1, samples, generator=torch.Generator().manual_seed(0))
-        return self.front_end.power(noise.to(self.device))[0][0].T.contiguous()
-
-    def _octaves(self) -> Tensor:
-        """How far each mel band lies above the lowest one, `(n_mels,)`."""
-        filters = self.front_end.filters  # (frequencies, n_mels)
-        bins = torch.arange(len(filters), device=filters.device, dtype=filters.dtype)
-        centres = bins @ filters / filters.sum(0)
-        return (centres / centres[0]).log2()
+        noises, rooms = (augment.noise_from, augment.reverb_from) if augment else (None, None)
+        if noises is None:
+            self.noise, self.noise_lengths = white_noise(self.front_end, 10 * clips.sampling_rate)
+        else:
+            self.noise, self.noise_lengths = recorded_noise(
+                self.front_end, noises, clips.sampling_rate
+            )
+        self.rooms = None
+        if rooms is not None:
+            self.rooms = recorded_rooms(self.front_end, rooms, clips.sampling_rate)
+        self.octaves = octaves(self.front_end)
 
     def _parts(self) -> Iterator[bytes | str]:
         yield from super()._parts()
         yield repr(self.options)
+        if self.augment and self.augment.noise_from is not None:
+            yield self.noise_lengths.numpy().tobytes()
+        if self.rooms is not None:
+            yield self.rooms.cpu().numpy().tobytes()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -125,15 +132,15 @@ class AudioItems(Items):
         if options is None:
             features = self._heard(index, frames)
         else:
-            draws = self.draws(rows, 2 * DRAWS + 2)
-            features = self._heard(index, frames, options, draws[:, :DRAWS])
+            draws = self.draws(rows, len(OWN) + len(PARTNERS) + 2)
+            features = self._heard(index, frames, options, draws[:, OWN])
             if options.mixup:
-                partners = (draws[:, -1] * len(self)).long()
+                partners = (draws[:, PARTNER] * len(self)).long()
                 # Of a longer one what stands past the item's end would not be heard.
                 common = torch.minimum(frames, self.lengths[partners])
-                other = self._heard(partners, common, options, draws[:, DRAWS : 2 * DRAWS])
+                other = self._heard(partners, common, options, draws[:, PARTNERS])
                 other = functional.pad(other, (0, features.shape[-1] - other.shape[-1]))
-                share = options.mixup * draws[:, -2].to(self.device)
+                share = options.mixup * draws[:, SHARE].to(self.device)
                 features = torch.lerp(features, other, share.view(-1, 1, 1))
                 other_labels = self.labels[partners.to(self.device)]
                 labels = mixed_labels(labels, other_labels, share, self.num_classes)
@@ -163,35 +170,62 @@ class AudioItems(Items):
         if options is None or draws is None:
             return self.front_end.features(power, frames)
         draws = draws.to(self.device)
-        power = self._varied(power, frames, options, draws)
+        with without_autocast(power):
+            power = self._varied(power, frames, options, draws)
         features = self.front_end.features(power, frames)
         time = round(options.time_mask * self.frame_rate)
-        return spec_augment(
-            features, frames, draws[:, 8:].unflatten(1, (2, 4)), time, options.band_mask
-        )
+        places = draws[:, 8:16].unflatten(1, (2, 4))
+        blank = self.front_end.silence
+        return spec_augment(features, frames, places, time, options.band_mask, blank)
 
     def _varied(self, power: Tensor, frames: Tensor, options: Augment, draws: Tensor) -> Tensor:
-        """Other times, another speaker, noise and another loudness for powers `(B, n_mels, T)`."""
+        """Other times, another speaker, a room, noise and another loudness for powers
+        `(B, n_mels, T)`."""
         shift, stretch, warp, gain = (2 * draws[:, :4] - 1).unbind(1)
         level, colour, start, whether = draws[:, 4:8].unbind(1)
-        valid = valid_mask(frames, power.shape[-1]).unsqueeze(1)
-        if options.shift or options.stretch or options.warp:
+        speed, in_room, seconds, direct, which_room, which_noise = draws[:, 16:22].unbind(1)
+        speed = 1 + options.speed * (2 * speed - 1)
+        size = power.shape[-1]
+        valid = valid_mask(frames, size).unsqueeze(1)
+        if options.shift or options.stretch or options.warp or options.speed:
+            front_end, at_speed = self.front_end, None
+            if options.speed:
+                at_speed = bands_at_speed(speed, front_end.n_mels, front_end.f_min, front_end.f_max)
             power = warped(
                 power,
                 frames,
                 shift * options.shift * self.frame_rate,
-                1 + stretch * options.stretch,
+                (1 + stretch * options.stretch) * speed,
                 1 + warp * options.warp,
+                at_speed,
             )
             power = power * valid  # what was pushed past a clip's end is gone
+        if options.reverb:
+            if self.rooms is None:
+                least, most = options.reverb_time
+                longest = 1 + math.ceil(most * self.frame_rate)
+                below = DIRECT[0] + direct * (DIRECT[1] - DIRECT[0])
+                rooms = decays(least + seconds * (most - least), below, self.frame_rate, longest)
+            else:
+                rooms = self.rooms[(which_room * len(self.rooms)).long()]
+            heard = reverberant(power, rooms[:, :size]) * valid
+            power = torch.where((in_room < options.reverb).view(-1, 1, 1), heard, power)
         if options.noise:
-            first = (start * len(self.noise)).long().unsqueeze(1)
-            place = (first + torch.arange(power.shape[-1], device=power.device)) % len(self.noise)
-            slope = torch.exp2(-2 * colour.unsqueeze(1) * self.octaves)  # brown: -6 dB an octave
-            noise = self.noise[place].transpose(1, 2) * slope.unsqueeze(2) * valid
+            lengths = self.noise_lengths.to(power.device)
+            which = (which_noise * len(lengths)).long()
+            first, length = (start * lengths[which]).long(), lengths[which].unsqueeze(1)
+            place = (first.unsqueeze(1) + torch.arange(size, device=power.device)) % length
+            noise = self.noise[place + (lengths.cumsum(0) - lengths)[which].unsqueeze(1)]
+            noise = noise.transpose(1, 2) * valid
+            if options.noise_from is None:
+                slope = torch.exp2(
+                    -2 * colour.unsqueeze(1) * self.octaves
+                )  # brown: -6 dB an octave
+                noise = noise * slope.unsqueeze(2)
             least, most = options.noise_level
             below = least + level * (most - least)
             loud = (whether < options.noise) * 10 ** (-below / 10)
-            ratio = loud * power.sum((1, 2)) / noise.sum((1, 2))
+            total = noise.sum((1, 2))  # of a silent stretch 0
+            ratio = torch.where(total > 0, loud * power.sum((1, 2)) / total, 0.0)
             power = power + noise * ratio.view(-1, 1, 1)
         return power * 10 ** (gain * options.gain / 10).view(-1, 1, 1)

@@ -188,6 +188,11 @@ class FrontEnd(nn.Module):
         mel: Any = self.mel
         return mel.filters if self.kind == "fbank" else mel.mel_scale.fb
 
+    @property
+    def silence(self) -> float:
+        """What a blanked feature is: that of silence, or, normalised, its mean."""
+        return math.log(EPSILON) if (self.kind, self.normalize) == ("fbank", "none") else 0.0
+
     def frames(self, samples: Tensor) -> Tensor:
         """Frames of clips of so many samples, int64 like these."""
         if isinstance(self.mel, KaldiSpectrogram):

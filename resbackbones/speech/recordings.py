@@ -20,7 +20,7 @@ import soundfile
 import torch
 from torch import Tensor
 
-from resbackbones.data import Source, read
+from resbackbones.data import Source, open_unlabelled, read
 from resbackbones.errors import InputError
 from resbackbones.speech.resampling import resample
 
@@ -127,6 +127,20 @@ def read_clips(
         ],
         source,
     )
+
+
+def read_unlabelled(
+    where: "str | os.PathLike[str]", sampling_rate: int, max_seconds: float
+) -> list[Tensor]:
+    """The first `max_seconds` of every recording in a folder, or in anything else that
+    `open_unlabelled` opens, as int16 `(samples,)`.
+
+    Raises:
+        InputError: nothing there, or a recording that cannot be read, by name.
+    """
+    heard = functools.partial(decode, sampling_rate=sampling_rate, max_seconds=max_seconds)
+    sources = open_unlabelled(where, kind="audio")
+    return [each for source in sources.values() for each in read(source, heard).items]
 
 
 def duration(value: Any) -> float:

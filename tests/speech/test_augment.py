@@ -1,11 +1,18 @@
 """Spectrograms are varied as told."""
 
+import numpy as np
 import pytest
 import torch
 
 from resbackbones.errors import InputError
-from resbackbones.speech import Augment
-from resbackbones.speech.augment import spec_augment, warped
+from resbackbones.speech import Augment, FrontEnd
+from resbackbones.speech.augment import (
+    bands_at_speed,
+    decays,
+    reverberant,
+    spec_augment,
+    warped,
+)
 
 
 def test_warped_moves_stretches_and_scales() -> None:
@@ -26,6 +33,50 @@ def test_warped_moves_stretches_and_scales() -> None:
     low = warped(power, frames, zero, one, 2 * one)
     torch.testing.assert_close(low[:, :4], power[:, ::2])
     assert low[:, 4:].abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["log_mel", "fbank"])
+@pytest.mark.parametrize("speed", [0.8, 1.0, 1.25])
+def test_at_another_speed_a_tone_has_another_height(kind: str, speed: float) -> None:
+    front_end = FrontEnd(kind, 40)
+    time = torch.arange(16000) / 16000
+    middles = []
+    for frequency in (400, 1000, 3000):
+        sung, wanted = (
+            front_end.power(torch.sin(2 * torch.pi * f * time)[None])[0]
+            for f in (frequency, frequency * speed)
+        )
+        place = bands_at_speed(torch.tensor([speed]), 40, front_end.f_min, front_end.f_max)
+        one = torch.ones(1)
+        frames = torch.tensor([sung.shape[2]])
+        heard = warped(sung, frames, 0 * one, one, one, place)
+        for power in (heard, wanted):
+            band = power[0, :, 20:80].mean(1)
+            middles.append(float((band * torch.arange(40)).sum() / band.sum()))
+    heard_at, wanted_at = middles[::2], middles[1::2]
+    assert heard_at == pytest.approx(wanted_at, abs=0.4)
+
+
+def test_a_room_is_the_sound_and_then_a_decay_of_sixty_decibels() -> None:
+    rooms = decays(torch.tensor([0.2, 0.5]), torch.tensor([0.0, 6.0]), 100.0, 60)
+    assert rooms.shape == (2, 60)
+    torch.testing.assert_close(rooms.sum(1), torch.ones(2))
+    direct = rooms[:, 0] / rooms[:, 1:].sum(1)
+    torch.testing.assert_close(10 * direct.log10(), torch.tensor([0.0, 6.0]), rtol=0, atol=1e-4)
+    fall = 10 * (rooms[0, 1] / rooms[0, 21]).log10(), 10 * (rooms[1, 1] / rooms[1, 51]).log10()
+    assert fall == pytest.approx((60, 60), abs=0.01)
+    only = decays(torch.tensor([0.5]), torch.tensor([0.0]), 100.0, 1)
+    assert only.tolist() == [[1.0]]
+
+
+def test_what_is_heard_in_a_room_is_the_convolution() -> None:
+    power, rooms = torch.rand(3, 5, 20), torch.rand(3, 7)
+    heard = reverberant(power, rooms)
+    assert heard.shape == power.shape
+    for row in range(3):
+        for band in range(5):
+            expected = np.convolve(power[row, band].numpy(), rooms[row].numpy())[:20]
+            np.testing.assert_allclose(heard[row, band], expected, rtol=1e-5)
 
 
 def test_spec_augment_blanks_what_it_may() -> None:
@@ -51,3 +102,12 @@ def test_strengths_out_of_range_are_refused() -> None:
         name = next(iter(options))
         with pytest.raises(InputError, match=f"Augment has {name}=.*; use a number from 0"):
             Augment(**options)
+
+
+def test_recordings_nobody_would_hear_are_refused() -> None:
+    with pytest.raises(InputError, match=r"has noise_from='folder', but noise=0; .* as noise=0\.5"):
+        Augment(noise=0, noise_from="folder")
+    with pytest.raises(InputError, match="has reverb_from='folder', but reverb=0"):
+        Augment(reverb_from="folder")
+    with pytest.raises(InputError, match=r"reverb_time=.* use two times in seconds, the shorter"):
+        Augment(reverb_time=(0.5, 0.1))

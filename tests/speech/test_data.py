@@ -1,9 +1,12 @@
 """Clips are heard as the extractor hears, and varied as told."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 from datasets import Dataset
 from torch.nn.utils.rnn import pad_sequence
@@ -13,6 +16,7 @@ from resbackbones.errors import InputError
 from resbackbones.speech import AudioItems, Augment, Clips, ResidualFeatureExtractor
 
 OFF = Augment(0, 0, 0, 0, 0, (0, 0), 0, 0, 0)
+MORE = {"speed": 0.1, "reverb": 0.5}  # what is off unless asked for
 
 
 def clips(*lengths: int) -> Clips:
@@ -66,9 +70,9 @@ def test_no_strength_changes_nothing() -> None:
         assert torch.equal(value, off[name])
 
 
-@pytest.mark.parametrize("mixup", [0.0, 0.4])
-def test_variation_depends_on_seed_epoch_and_row_alone(mixup: float) -> None:
-    augment = Augment(mixup=mixup)
+@pytest.mark.parametrize("options", [{}, {"mixup": 0.4}, {"mixup": 0.4, **MORE}])
+def test_variation_depends_on_seed_epoch_and_row_alone(options: dict[str, float]) -> None:
+    augment = Augment(**options)  # type: ignore[arg-type]
     items = AudioItems(clips(*[3000, 1600, 2000] * 3), ResidualFeatureExtractor(), augment)
 
     def heard(rows: list[int], epoch: int = 0, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -110,7 +114,8 @@ def test_a_long_partner_takes_no_more_room_than_the_batch(monkeypatch: pytest.Mo
 
 
 def test_varied_clips_stay_silent_past_their_end() -> None:
-    items = AudioItems(clips(1600, 4800), ResidualFeatureExtractor(), Augment(noise=1, mixup=0.5))
+    augment = Augment(noise=1, mixup=0.5, **MORE)  # type: ignore[arg-type]
+    items = AudioItems(clips(1600, 4800), ResidualFeatureExtractor(), augment)
     for epoch in range(4):
         items.set_epoch(epoch)
         batch = items.__getitems__([0, 1])
@@ -149,6 +154,107 @@ def test_noise_lies_below_the_clip_as_told_and_is_coloured() -> None:
     assert below.min() < 11 and below.max() > 19
     low = (added[noisy, :10].sum((1, 2)) / added[noisy].sum((1, 2))).sort().values
     assert low[0] < 0.3 and low[-1] > 0.9  # white to brown
+
+
+def recordings(folder: Path, *waveforms: np.ndarray, rate: int = 16000) -> Path:
+    folder.mkdir()
+    for number, waveform in enumerate(waveforms):
+        soundfile.write(folder / f"{number}.wav", waveform, rate)
+    return folder
+
+
+def tone(frequency: float, samples: int) -> np.ndarray:
+    return 0.5 * np.sin(2 * np.pi * frequency * np.arange(samples) / 16000)
+
+
+def test_noise_of_a_folder_is_heard_at_the_level_told(tmp_path: Path) -> None:
+    # One is shorter than the clips and is repeated.
+    folder = recordings(tmp_path / "noise", tone(500, 800), tone(3000, 40_000), 0 * tone(1, 99))
+    augment = replace(OFF, noise=0.7, noise_level=(10.0, 20.0), noise_from=folder)
+    before, after = powers(augment, clips(*[1600] * 200), list(range(200)))
+    added = (after - before).clamp(min=0)
+    share = added.sum((1, 2)) / before.sum((1, 2))
+    noisy = share > 1e-4
+    assert 0.6 < noisy.float().mean() < 0.8
+    below = -10 * share[noisy].log10()
+    assert 9.9 <= below.min() < 11 and 19 < below.max() <= 20.1
+    loudest = added[noisy].sum(2).argmax(1)
+    low, high = loudest.unique().tolist()
+    assert 0.3 < (loudest == low).float().mean() < 0.7  # as often one as the other
+    centres = AudioItems(clips(100), ResidualFeatureExtractor()).front_end.filters.argmax(0)
+    assert centres[[low, high]].tolist() == pytest.approx([500 / 31.25, 3000 / 31.25], abs=2)
+
+
+def test_noise_of_a_folder_begins_anywhere(tmp_path: Path) -> None:
+    rising = np.linspace(0.01, 0.5, 64_000) * tone(1000, 64_000)
+    augment = replace(OFF, noise=1.0, noise_from=recordings(tmp_path / "noise", rising))
+    items = AudioItems(clips(*[1600] * 50), ResidualFeatureExtractor(), augment)
+    assert items.noise.shape == (401, 40) and items.noise_lengths.tolist() == [401]
+    before, after = powers(augment, clips(*[1600] * 50), list(range(50)))
+    added = (after - before).sum(1)  # (50, 11)
+    steep = (added[:, 10] / added[:, 5]).sort().values
+    assert steep[0] < 1.1 and steep[-1] > 1.2
+
+
+def test_a_silent_stretch_of_noise_changes_nothing(tmp_path: Path) -> None:
+    late = np.concatenate([np.zeros(160_000), tone(1000, 160)])
+    augment = replace(OFF, noise=1.0, noise_from=recordings(tmp_path / "noise", late))
+    before, after = powers(augment, clips(*[1600] * 30), list(range(30)))
+    assert after.isfinite().all() and (after - before).abs().amax((1, 2)).median() < 1e-3
+    nothing = recordings(tmp_path / "nothing", np.zeros(900))
+    with pytest.raises(InputError, match="holds nothing but silence; give recordings of noise"):
+        AudioItems(clips(99), ResidualFeatureExtractor(), replace(augment, noise_from=nothing))
+
+
+def click(samples: int = 16_000) -> Clips:
+    """A click in each of many clips."""
+    given = clips(*[samples] * 60)
+    waveform = torch.zeros(samples, dtype=torch.int16)
+    waveform[1600] = 32767
+    return replace(given, waveforms=[waveform] * 60)
+
+
+def test_a_room_makes_a_click_ring_for_the_time_told() -> None:
+    augment = replace(OFF, reverb=0.6, reverb_time=(0.3, 0.3))
+    before, after = powers(augment, click(), list(range(60)))
+    before, after = before.sum(1), after.sum(1)  # (60, 101)
+    rings = after[:, 30] > 1e-6
+    assert 0.4 < rings.float().mean() < 0.8
+    torch.testing.assert_close(after[~rings], before[~rings])
+    fall = 10 * (after[rings, 20] / after[rings, 30]).log10()
+    torch.testing.assert_close(fall, torch.full_like(fall, 20.0), rtol=0, atol=0.5)
+    torch.testing.assert_close(after.sum(1), before.sum(1), rtol=0.01, atol=0)
+
+
+def test_a_room_of_a_folder_is_heard(tmp_path: Path) -> None:
+    response = np.zeros(4000)
+    response[100], response[100 + 1600] = 0.8, 0.4  # an echo after 0.1 s
+    folder = recordings(tmp_path / "rooms", response)
+    augment = replace(OFF, reverb=1.0, reverb_from=folder)
+    before, after = powers(augment, click(), list(range(60)))
+    echo = after[0].sum(0)[18:23].sum() / after[0].sum(0)[8:13].sum()
+    assert float(echo) == pytest.approx(0.25, rel=0.01)
+    torch.testing.assert_close(after.sum((1, 2)), before.sum((1, 2)), rtol=0.01, atol=0)
+    told = AudioItems(click(), ResidualFeatureExtractor(), augment)
+    other = recordings(tmp_path / "others", response[:1000])
+    augment = replace(augment, reverb_from=other)
+    assert (
+        told.fingerprint() != AudioItems(click(), ResidualFeatureExtractor(), augment).fingerprint()
+    )
+
+
+def test_at_another_speed_time_and_pitch_change_together() -> None:
+    given = clips(*[16_000] * 40)
+    sung = np.zeros(16_000)
+    sung[4000:12_000] = tone(1000, 8000)
+    waveform = torch.from_numpy(32767 * sung).to(torch.int16)
+    given = replace(given, waveforms=[waveform] * 40)
+    before, after = powers(replace(OFF, speed=0.2), given, list(range(40)))
+    lasts = (after.sum(1) > 0.1 * before.sum(1).max()).sum(1)
+    band = (after.sum(2) * torch.arange(40)).sum(1) / after.sum((1, 2))
+    assert lasts.min() < 45 and lasts.max() > 58
+    together = torch.corrcoef(torch.stack([1 / lasts, band]))[0, 1]
+    assert together > 0.99
 
 
 def test_mixup_takes_another_clip_and_its_label_in_one_share() -> None:
