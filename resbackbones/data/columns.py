@@ -17,6 +17,7 @@ from torch import Tensor
 
 from resbackbones.data.items import fingerprint
 from resbackbones.data.targets import Column, Target
+from resbackbones.data.waves import encode_waves, holds_waves
 from resbackbones.errors import InputError, nearest
 
 if TYPE_CHECKING:
@@ -31,12 +32,15 @@ USUAL = {
         *("document", "message", "phrase", "headline"),
     ),
     "group": ("speaker", "speaker_id", "client_id", "group", "group_id"),
+    "start": ("start", "start_time"),
+    "end": ("end", "end_time"),
 }
 MEDIA = {
     "image": (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"),
     "audio": (".wav", ".flac", ".ogg", ".mp3", ".opus", ".aif", ".aiff"),
 }
 ORIENTATION = 0x0112  # of EXIF
+SPAN = ("start", "end")  # of what is wanted of a recording, in seconds
 SIDES = ("width", "height")  # of an image; also what their columns are called
 ROWS_READ = 1000  # whose content enters a fingerprint
 
@@ -49,7 +53,8 @@ class Source:
         dataset: the rows. An image or audio column holds `{"bytes", "path"}`, not decoded.
         columns: role -> column: "input", the target's role and, where items come in groups,
             "group"; "pair" of the second texts where an item is two; "width" and "height" for a
-            target that needs the images' sizes; "file" where a text is the content of a file.
+            target that needs the images' sizes; "start" and "end", in seconds, where an item is a
+            part of a recording; "file" where a text is the content of a file.
         target: what is to be predicted.
         name: where it comes from and which split it is, for messages.
         numbers: `(N,)` each row's number in the split as it was opened, from 0; None while all are
@@ -80,6 +85,11 @@ class Source:
     def inputs(self) -> tuple[str, ...]:
         """The roles of what an item is told by: "input" and, where it is two texts, "pair"."""
         return ("input", "pair") if "pair" in self.columns else ("input",)
+
+    @property
+    def span(self) -> tuple[str, ...]:
+        """The roles that say which part of a recording is wanted: of "start" and "end"."""
+        return tuple(role for role in SPAN if role in self.columns)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -129,9 +139,17 @@ class Source:
         if "file" in self.columns:
             return value
         if isinstance(value, dict) and value["bytes"] is None and value["path"]:
-            return value["path"]
+            return value["path"] + self._span(row)
         number = row if self.numbers is None else int(self.numbers[row])
         return (self.place and self.place(number)) or f"row {number + 1} of {self.name}"
+
+    def _span(self, row: int) -> str:
+        """ " from 1.5 to 3 s" where an item is a part of a recording."""
+        here = slice(row, row + 1)
+        said = {role: plain_values(self.dataset, self.columns[role], here)[0] for role in self.span}
+        said = {role: cell for role, cell in said.items() if cell is not None and cell == cell}
+        words = {"start": "from", "end": "to"}
+        return "".join(f" {words[role]} {cell}" for role, cell in said.items()) + " s" * bool(said)
 
     def sizes(self, role: str = "input") -> np.ndarray:
         """Bytes of each row's input, or encoded target, int64 `(N,)`; of none that is missing, -1.
@@ -182,6 +200,7 @@ class Source:
         is_encoded = self.target.encoded  # then a target is told as an input is
         targets = None if is_encoded else self.targets()
         told = [sorted(self.columns.items()), repr(self.target), targets, numbers, self.sizes()]
+        told += [plain_values(self.dataset, self.columns[role]) for role in self.span]
         read = min(ROWS_READ, len(self))
         rows = [number * len(self) // read for number in range(read)]
         parts: list[Iterator[bytes | str]] = [_flat(told), self.contents(rows)]
@@ -270,7 +289,7 @@ def find_columns(
             types[column] = dataset.features[column].dtype.removeprefix("large_")
     listed = "its columns are " + ", ".join(f"{column!r} ({types[column]})" for column in types)
     listed += hint
-    roles = ("input", "pair", *filter(None, [target.role]), "group")
+    roles = ("input", "pair", *filter(None, [target.role]), "group", *SPAN)
     roles += SIDES if target.sized else ()
     columns: dict[str, str] = {}
     for role, column in told.items():
@@ -311,6 +330,20 @@ def find_columns(
             f"(--{role}-column) or kind"
         )
 
+    def with_span(columns: dict[str, str], kind: str) -> dict[str, str]:
+        """A table of paths may say which parts of the recordings it means; one that holds them
+        holds those parts."""
+        for role in SPAN:
+            if kind != "audio" and role in columns:
+                raise InputError(
+                    f"column {columns[role]!r} of {name} is named as the {role} of a recording, "
+                    f"but column {columns['input']!r} holds {kind}; leave it out"
+                )
+            paths = kind == "audio" and _is_string(dataset.features[columns["input"]])
+            if paths and told.get(role) is None and (found := usual(USUAL[role])):
+                columns[role] = choose(role, found, [])
+        return columns
+
     if target.role and target.role not in columns:
         typed = [column for column in free() if target.typed(dataset.features[column])]
         known = usual(target.usual)
@@ -334,11 +367,11 @@ def find_columns(
     if "input" in columns:
         if (found := _kind(dataset, columns["input"], kind)) is None:
             raise unreadable("input")
-        return columns, found
+        return with_span(columns, found), found
     media = [column for column in kinds if kinds[column] in MEDIA]
     preferred = [column for column in kinds if column.strip().lower() in USUAL[kinds[column]]]
     columns["input"] = choose(kind or "input", media or list(kinds), preferred)
-    return columns, kinds[columns["input"]]
+    return with_span(columns, kinds[columns["input"]]), kinds[columns["input"]]
 
 
 def _match(column: str, known: Sequence[str] | Mapping[str, Any]) -> str | None:
@@ -364,6 +397,9 @@ def _kind(dataset: "Dataset", column: str, wanted: str | None) -> str | None:
         paths = [value["path"] for value in plain_values(dataset, column, slice(8)) if value]
         by_name = next((m for m in MEDIA if column.strip().lower() in USUAL[m]), None)
         kind = _medium(paths) or by_name or wanted
+    elif holds_waves(feature):
+        by_name = column.strip().lower() in (*USUAL["audio"], "array")
+        kind = "audio" if isinstance(feature, dict) or by_name or wanted == "audio" else None
     elif kind not in MEDIA:
         kind = None
     return kind if wanted in (None, kind) else None
@@ -442,7 +478,7 @@ def viewed_size(value: Any) -> tuple[int, int] | tuple[None, None]:
 
 def as_media(dataset: "Dataset", column: str, kind: str, folder: Path) -> "Dataset":
     """The column as `{"bytes", "path"}`, not decoded; the paths of a string column start at
-    `folder`."""
+    `folder`, numbers become a WAV file each."""
     import datasets
 
     feature = {"image": datasets.Image, "audio": datasets.Audio}[kind](decode=False)
@@ -451,4 +487,8 @@ def as_media(dataset: "Dataset", column: str, kind: str, folder: Path) -> "Datas
         # Added before the other goes: a table without columns has no rows.
         dataset = dataset.rename_column(column, f"{column} as text").add_column(column, paths)
         dataset = dataset.remove_columns(f"{column} as text")
+    elif kind == "audio" and holds_waves(dataset.features[column]):
+        encoded = encode_waves(dataset, column)
+        dataset = dataset.rename_column(column, f"{column} as numbers").add_column(column, encoded)
+        dataset = dataset.remove_columns(f"{column} as numbers")
     return dataset.cast_column(column, feature)

@@ -19,6 +19,7 @@ from resbackbones.data.annotations import open_annotations
 from resbackbones.data.columns import (
     MEDIA,
     SIDES,
+    SPAN,
     Cells,
     Source,
     as_media,
@@ -80,16 +81,19 @@ def open_dataset(
               .parquet) whose column `file_name` starts at its own folder, as on the Hub;
             - a Parquet, CSV, TSV or JSON Lines file (the last three also as .gz), or a folder of
               them with the split in their names (without one, all are train); paths inside start
-              at the file's folder;
+              at the file's folder, and beside paths of recordings columns "start" and "end" name
+              the part of each that is meant, in seconds;
             - a plain text (.txt), one row per line, or a folder of them, with `NoTarget()`;
-            - a folder written by `save_to_disk`, a `Dataset`, a `DatasetDict`;
+            - a folder written by `save_to_disk`, a `Dataset`, a `DatasetDict`; recordings there may
+              be `{"array", "sampling_rate"}`, or lists beside a column "sampling_rate";
             - an id on the Hugging Face Hub, `id:configuration` where there are several.
         split: its name; or several, of which the first that is there is opened, or the only split
             there is; by default that, or "train".
-        columns: role ("input", "group", and the target's: "label", "text", "objects", "mask") ->
-            column, for what type and usual names do not tell (None: find it). `{"group": ""}` says
-            that the items come in no groups; `{"pair": …}` that they are pairs of texts, whose
-            second ones stand there. Case and surrounding blanks do not matter.
+        columns: role ("input", "group", "start", "end" and the target's: "label", "text",
+            "objects", "mask") -> column, for what type and usual names do not tell (None: find
+            it). `{"group": ""}` says that the items come in no groups; `{"pair": …}` that they are
+            pairs of texts, whose second ones stand there. Case and surrounding blanks do not
+            matter.
         target: what is to be predicted; by default `Classes()`, whose names are those of the
             column's type, else of a list in `labels.json` beside the files, else the labels of the
             train split in sorted order. `Boxes` and `Masks` leave out or change what their
@@ -223,6 +227,9 @@ def open_splits(
         told: dict[str, str | None] = dict(train.columns)
         for role in ("file", *SIDES):
             told.pop(role, None)
+        for role in SPAN:  # another split may hold whole recordings
+            if told.get(role) not in opened.splits[split].column_names:
+                told[role] = ""
         if told.get("group") not in opened.splits[split].column_names:
             told["group"] = ""  # only what is held out of train needs it
         source = _source(opened, split, told, kind, train.target, group_pattern)

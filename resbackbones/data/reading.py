@@ -35,6 +35,7 @@ def read(
     workers: int | None = None,
     roles: Sequence[str] = ("input",),
     check: Callable[[int, Any], None] | None = None,
+    optional: Sequence[str] = (),
 ) -> Read:
     """Decode every row's input, in threads; what takes a while is told: on a terminal by a bar,
     elsewhere in a line, and by the first process of several alone.
@@ -47,13 +48,14 @@ def read(
         workers: threads; by default as many as torch uses.
         roles: of the columns to decode.
         check: of a row and its item; a ValueError of it makes the item a bad one, too.
+        optional: more roles, whose cells follow and may be missing.
 
     Raises:
         InputError: a bad item, its file or row named; or nothing but bad items.
     """
     check_on_bad(on_bad)
-    columns = [source.columns[role] for role in roles]
-    table = source.dataset.select_columns(columns).with_format("arrow")
+    columns = [source.columns[role] for role in (*roles, *optional)]
+    table = source.dataset.select_columns([*dict.fromkeys(columns)]).with_format("arrow")
     step = 32  # rows a task: enough to make its cost vanish, few enough to show progress
 
     def work(start: int) -> list[tuple[Any, Exception | None]]:
@@ -61,7 +63,8 @@ def read(
         part = table[start : start + step]
         for cells in zip(*(part.column(name).to_pylist() for name in columns), strict=True):
             try:
-                if any(cell in (None, {"bytes": None, "path": None}) for cell in cells):
+                needed = cells[: len(roles)]
+                if any(cell in (None, {"bytes": None, "path": None}) for cell in needed):
                     raise ValueError("it is empty")
                 done.append((decode(*cells), None))
             except MemoryError:  # says something of the machine, not of the item

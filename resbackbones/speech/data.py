@@ -64,7 +64,8 @@ class AudioItems(Items):
         source: where the clips come from, if they say so.
 
     Raises:
-        InputError: a bad recording, or clips of another sampling rate than the extractor's.
+        InputError: a bad recording, clips of another sampling rate than the extractor's or
+            without classes, or a folder of noise or rooms that cannot be read.
     """
 
     lengths: Tensor
@@ -87,6 +88,11 @@ class AudioItems(Items):
             raise InputError(
                 f"the clips are at {clips.sampling_rate} Hz, but the extractor listens at "
                 f"{extractor.sampling_rate} Hz; read them at that rate"
+            )
+        if not isinstance(clips.labels, Tensor):
+            raise InputError(
+                "the clips have no classes, as a classifier learns; open their source with "
+                "target=Classes() or Labels()"
             )
         self.augment = augment
         self.num_classes = len(clips.names)

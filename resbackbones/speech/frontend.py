@@ -401,12 +401,12 @@ def pad_clips(clips: Any) -> tuple[Tensor, Tensor]:
         clips = [clips]  # one clip as a list of numbers
     if not len(clips):
         raise InputError("there is no clip to extract features from; give one or more")
-    waveforms = [_one_channel(torch.as_tensor(clip), index) for index, clip in enumerate(clips)]
+    waveforms = [one_channel(torch.as_tensor(clip), index) for index, clip in enumerate(clips)]
     lengths = torch.tensor([len(waveform) for waveform in waveforms])
     return nn.utils.rnn.pad_sequence(waveforms, batch_first=True), lengths
 
 
-def _one_channel(clip: Tensor, index: int) -> Tensor:
+def one_channel(clip: Tensor, index: int) -> Tensor:
     """A clip as float32 `(samples,)` from -1 to 1."""
     if clip.ndim not in (1, 2) or (clip.ndim == 2 and min(clip.shape) > CHANNELS):
         raise InputError(

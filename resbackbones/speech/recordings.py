@@ -11,9 +11,10 @@ import math
 import os
 import statistics
 import struct
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, Self
 
 import numpy as np
 import soundfile
@@ -22,12 +23,18 @@ from torch import Tensor
 
 from resbackbones.data import Source, open_unlabelled, read
 from resbackbones.errors import InputError
+from resbackbones.speech.frontend import one_channel
 from resbackbones.speech.resampling import resample
 
 FULL_SCALE = 32768  # of 16-bit samples
 LEAST_LIMIT = 10.0  # seconds that are never too long
 OUTLIER = 4.0  # times the median length, from which on a recording is too long
 AT_ONCE = 1 << 20  # samples listened to at a time, padding included
+SLACK = 0.01  # seconds by which an end may lie behind a recording's: tables round
+CLIPPED = 0.01  # share of the samples at full scale from which on a recording is called clipped
+LEAD_IN = (
+    10 * 1152
+)  # samples of an MP3 that are decoded before a part: its frames need earlier ones
 NO_LENGTH = 1 << 62  # libsndfile's count of samples, or more, where the header has none
 
 
@@ -38,8 +45,9 @@ class Clips:
     Attributes:
         waveforms: int16 `(samples,)` each, one channel.
         sampling_rate: in Hz.
-        labels: int64 `(N,)`; of `Labels` float32 `(N, K)`.
-        names: of the labels.
+        labels: int64 `(N,)`; of `Labels` float32 `(N, K)`; of `Transcripts` N strings;
+            of `NoTarget` None.
+        names: of the labels; () of transcripts.
         rows: row of each clip in its source.
         skipped: the bad recordings left out, "name: reason".
         max_seconds: no clip is longer.
@@ -49,7 +57,7 @@ class Clips:
 
     waveforms: list[Tensor]
     sampling_rate: int
-    labels: Tensor
+    labels: Any
     names: tuple[str, ...]
     rows: list[int]
     skipped: list[str]
@@ -59,6 +67,54 @@ class Clips:
 
     def __len__(self) -> int:
         return len(self.waveforms)
+
+    @classmethod
+    def from_arrays(
+        cls,
+        waveforms: Sequence[Any],
+        labels: Sequence[Any],
+        rates: int | Sequence[int],
+        sampling_rate: int | None = None,
+    ) -> Self:
+        """Recordings that are in memory already.
+
+        Args:
+            waveforms: one array or tensor each, as `ResidualFeatureExtractor` takes them: of one
+                channel or several, of real numbers from -1 to 1 or of whole ones.
+            labels: one class each, a name or a number; names are sorted.
+            rates: their sampling rate in Hz, or one each.
+            sampling_rate: what they are brought to; None means what `rates` says of all.
+
+        Raises:
+            InputError: not one label and rate per recording, rates that differ without a
+                `sampling_rate`, or a waveform that the extractor would refuse.
+
+        >>> sounds = [np.full(8000, 0.5), np.full((2, 4000), 99, np.int16)]
+        >>> clips = Clips.from_arrays(sounds, ["yes", "no"], 8000, 16000)
+        >>> clips.seconds, clips.names, clips.labels.tolist()
+        ([1.0, 0.5], ('no', 'yes'), [1, 0])
+        """
+        each = [rates] * len(waveforms) if isinstance(rates, int) else list(rates)
+        if not len(waveforms) == len(labels) == len(each) or not len(waveforms):
+            raise InputError(
+                f"{len(waveforms)} recordings, {len(labels)} labels and {len(each)} sampling rates "
+                "do not fit together; give one of each per recording"
+            )
+        if sampling_rate is None and len(set(each)) > 1:
+            raise InputError(
+                f"the recordings are at {min(each)} to {max(each)} Hz; say by sampling_rate to "
+                "what they are to be brought"
+            )
+        new_rate = each[0] if sampling_rate is None else sampling_rate
+        heard = [
+            _as_int16(resample(one_channel(torch.as_tensor(waveform), row), rate, new_rate))
+            for row, (waveform, rate) in enumerate(zip(waveforms, each, strict=True))
+        ]
+        cells = [cell.item() if hasattr(cell, "item") else cell for cell in labels]
+        names = sorted(set(cells))
+        numbers = torch.tensor([names.index(cell) for cell in cells])
+        _warn_of_doubts(heard, "recording {}".format)
+        return cls(heard, new_rate, numbers, tuple(map(str, names)), list(range(len(heard))), [])
 
     @property
     def seconds(self) -> list[float]:
@@ -94,39 +150,82 @@ def read_clips(
     Args:
         on_bad: "error" names the first bad recording, "skip" leaves bad ones out and lists them.
         max_seconds: of a longer recording only so much of its beginning is decoded, and it is
-            listed in `cut`; None means four times the median length, but 10 s at least.
+            listed in `cut`; None means four times the median length, but 10 s at least; `math.inf`
+            that none is cut.
 
     Raises:
-        InputError: a recording that cannot be read, is empty or cut short, by name; or a
-            `max_seconds` that is no time.
+        InputError: a recording that cannot be read, is empty, cut short or has no such part as the
+            table says, by name; or a `max_seconds` that is no time.
+
+    Warns:
+        UserWarning: recordings that were cut, or are silent, a single sample or clipped (more
+            than 1 % of the samples at full scale): once, counted, up to three of a kind named.
     """
     _check_limit(max_seconds)
-    headers = read(source, duration, on_bad)
+    # Where only one of a part's ends is told, it is not the first of two.
+    part = functools.partial(_in_part, source.span)
+    headers = read(source, part(duration), on_bad, optional=source.span)
     if max_seconds is None:
         max_seconds = max(LEAST_LIMIT, OUTLIER * statistics.median(headers.items))
     good = source.select(headers.rows) if headers.skipped else source
-    bodies = read(
-        good,
-        functools.partial(decode, sampling_rate=sampling_rate, max_seconds=max_seconds),
-        on_bad,
-    )
+    heard = functools.partial(decode, sampling_rate=sampling_rate, max_seconds=max_seconds)
+    bodies = read(good, part(heard), on_bad, optional=source.span)
     rows = [headers.rows[row] for row in bodies.rows]
     lengths = [headers.items[row] for row in bodies.rows]
+    cut = [
+        f"{source.row_name(row)}: {seconds:.{0 if seconds >= 100 else 1}f} s"
+        for row, seconds in zip(rows, lengths, strict=True)
+        if seconds > max_seconds
+    ]
+    more = [(f"cut to the first {max_seconds:g} s", cut)]
+    _warn_of_doubts(bodies.items, lambda item: source.row_name(rows[item]), more)
+    labels = source.targets()
+    if labels is not None:
+        labels = [labels[row] for row in rows] if isinstance(labels, list) else labels[rows]
+    skipped = headers.skipped + bodies.skipped
     return Clips(
         bodies.items,
         sampling_rate,
-        source.targets()[rows],
+        labels,
         source.target.names,
         rows,
-        headers.skipped + bodies.skipped,
+        skipped,
         max_seconds,
-        [
-            f"{source.row_name(row)}: {seconds:.{0 if seconds >= 100 else 1}f} s"
-            for row, seconds in zip(rows, lengths, strict=True)
-            if seconds > max_seconds
-        ],
+        cut,
         source,
     )
+
+
+def _in_part(span: Sequence[str], function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function of a value and the ends of its part, `span`, one argument each."""
+    return lambda value, *ends: function(value, **dict(zip(span, ends, strict=True)))
+
+
+def _warn_of_doubts(
+    waveforms: Sequence[Tensor],
+    name: Callable[[int], str],
+    more: Sequence[tuple[str, list[str]]] = (),
+) -> None:
+    """Say once which of these int16 waveforms hold nothing, or not what was said."""
+    found: dict[str, list[str]] = {what: names for what, names in more if names}
+    for item, waveform in enumerate(waveforms):
+        loud = int(((waveform == FULL_SCALE - 1) | (waveform == -FULL_SCALE)).sum())
+        for what, so in (
+            ("a single sample", len(waveform) == 1),
+            ("silent", not waveform.any()),
+            ("clipped", loud > max(1, CLIPPED * len(waveform))),
+        ):
+            if so:
+                found.setdefault(what, []).append(name(item))
+    if found:
+        said = [
+            f"{len(names):,} {'is' if len(names) == 1 else 'are'} {what} "
+            f"({', '.join(names[:3])}{', …' * (len(names) > 3)})"
+            for what, names in found.items()
+        ]
+        warnings.warn(
+            f"of {len(waveforms):,} recordings {'; '.join(said)}", UserWarning, stacklevel=3
+        )
 
 
 def read_unlabelled(
@@ -143,35 +242,68 @@ def read_unlabelled(
     return [each for source in sources.values() for each in read(source, heard).items]
 
 
-def duration(value: Any) -> float:
-    """Seconds that a recording lasts, by its header.
+def duration(value: Any, start: Any = None, end: Any = None) -> float:
+    """Seconds that a recording, or its part from `start` to `end`, lasts, by its header.
 
     Args:
         value: a path, or `{"bytes", "path"}` of which one may be None.
+        start, end: in seconds; None means the recording's own.
 
     Raises:
         InputError: as `decode`, for what the header tells.
     """
     with _opened(value) as file:
-        return file.frames / file.samplerate
+        first, last = _part(file, start, end)
+        return (last - first) / file.samplerate
 
 
-def decode(value: Any, sampling_rate: int, max_seconds: float | None = None) -> Tensor:
-    """One recording as int16 `(samples,)`.
+def decode(
+    value: Any,
+    sampling_rate: int,
+    max_seconds: float | None = None,
+    start: Any = None,
+    end: Any = None,
+) -> Tensor:
+    """One recording, or a part of it, as int16 `(samples,)`. Channels are averaged.
 
     Args:
         value: a path, or `{"bytes", "path"}` of which one may be None.
         sampling_rate: to resample to, in Hz.
         max_seconds: stop there; None means decode all.
+        start, end: of the part, in seconds; None means the recording's own. What stands before and
+            behind is not decoded.
 
     Raises:
         InputError: the file is empty, cut short, damaged, of an unknown format or of an unknown
-            length; or a `max_seconds` that is not above 0.
+            length; there is no such part; or a `max_seconds` that is not above 0.
     """
     _check_limit(max_seconds)
-    samples, rate = _samples(value, max_seconds)
-    sound = resample(samples, rate, sampling_rate)
+    samples, rate = _samples(value, max_seconds, start, end)
+    return _as_int16(resample(samples, rate, sampling_rate))
+
+
+def _as_int16(sound: Tensor) -> Tensor:
     return (sound * FULL_SCALE).round_().clamp_(-FULL_SCALE, FULL_SCALE - 1).to(torch.int16)
+
+
+def _part(file: soundfile.SoundFile, start: Any, end: Any) -> tuple[int, int]:
+    """First sample of a part, and the one behind its last."""
+    whole = file.frames / file.samplerate
+    told = {"start": 0.0 if start is None else start, "end": whole if end is None else end}
+    try:
+        first, last = (float(cell) for cell in told.values())
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{told} are no two times in seconds") from error
+    first = 0.0 if math.isnan(first) else first  # what an empty cell among numbers is read as
+    last = whole if math.isnan(last) else last
+    if not 0 <= first < last <= whole + SLACK:
+        raise InputError(
+            f"there is no part from {first:g} to {last:g} s in a recording of {whole:.5g} s"
+        )
+    samples = round(first * file.samplerate), min(file.frames, round(last * file.samplerate))
+    if samples[0] >= samples[1]:
+        raise InputError(f"the part from {first:g} to {last:g} s holds no sample")
+    return samples
 
 
 def _check_limit(max_seconds: float | None) -> None:
@@ -179,19 +311,25 @@ def _check_limit(max_seconds: float | None) -> None:
         raise InputError(f"max_seconds={max_seconds!r} must be a time above 0, in seconds")
 
 
-def _samples(value: Any, max_seconds: float | None) -> tuple[np.ndarray, int]:
+def _samples(value: Any, max_seconds: float | None, start: Any, end: Any) -> tuple[np.ndarray, int]:
     """One recording as float32 `(samples,)`, its channels averaged, and its sampling rate."""
     with _opened(value) as file:
-        rate, wanted = file.samplerate, file.frames
+        rate = file.samplerate
+        first, last = _part(file, start, end)
+        wanted = last - first
         if max_seconds is not None and max_seconds * rate < wanted:
             wanted = math.ceil(max_seconds * rate)
+        before = min(first, LEAD_IN) if file.format == "MP3" else 0
+        wanted += before
+        if first > before:
+            file.seek(first - before)
         # In one call: soundfile seeks after each, and an MP3 then goes on a little otherwise.
         samples = file.read(wanted, dtype="float32", always_2d=True)
     if len(samples) < wanted:
         raise InputError(f"the file is cut short ({len(samples)} of {wanted} samples are there)")
     if not np.isfinite(samples).all():
         raise InputError("the file holds samples that are not finite")
-    return samples.mean(1), rate
+    return samples[before:].mean(1), rate
 
 
 def chunks(samples: list[int]) -> Iterator[tuple[int, int]]:

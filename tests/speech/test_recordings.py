@@ -15,9 +15,9 @@ from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resbackbones.data import Source, open_dataset
+from resbackbones.data import NoTarget, Source, Transcripts, open_dataset, open_splits
 from resbackbones.errors import InputError
-from resbackbones.speech import AudioItems, ResidualFeatureExtractor, decode, read_clips
+from resbackbones.speech import AudioItems, Clips, ResidualFeatureExtractor, decode, read_clips
 from resbackbones.speech.recordings import AT_ONCE, chunks
 
 FORMATS = [
@@ -135,6 +135,218 @@ def test_bad_recordings_are_named_or_skipped(content: bytes, message: str) -> No
     assert len(items) == 2 and items.rows == [0, 2] and items.skipped == found.skipped
 
 
+def test_any_number_of_channels_and_eight_bits_are_read() -> None:
+    five = np.stack([tone(800, 440 * (1 + i)) / (1 + i) for i in range(5)], 1)
+    heard = decode({"bytes": encoded(five)}, 16000)
+    assert np.abs(heard.numpy() / 32768 - five.mean(1)).max() < 1e-4
+    coarse = decode({"bytes": encoded(five, 8000, subtype="PCM_U8")}, 16000)
+    assert coarse.shape == (1600,)
+
+
+def test_doubtful_recordings_are_taken_and_told_of_once() -> None:
+    loud = np.clip(4 * tone(800), -1, 1)
+    silent, good, one = np.zeros(900), tone(800), tone(2, 4000)[1:]
+    given = source(*map(encoded, (silent, good, loud, silent, one, silent, silent, loud)))
+    with pytest.warns(UserWarning) as told:
+        found = read_clips(given, 16000)
+    assert len(found) == 8 and len(told) == 1
+    row = "row {} of the given data set [train]".format
+    assert str(told[0].message) == (
+        f"of 8 recordings 4 are silent ({row(1)}, {row(4)}, {row(6)}, …); 2 are clipped ({row(3)}, "
+        f"{row(8)}); 1 is a single sample ({row(5)})"
+    )
+    assert told[0].filename == __file__
+    items = AudioItems(found, ResidualFeatureExtractor())
+    assert items.__getitems__(range(8))["input_features"].isfinite().all()
+    read_clips(source(*[encoded(good)] * 4), 16000)  # of a set without doubts nothing is said
+
+
+# Parts of recordings
+
+
+def manifest(folder: Path, columns: str, *rows: str) -> Path:
+    path = folder / "manifest.csv"
+    path.write_text("\n".join([columns, *rows]))
+    return path
+
+
+@pytest.mark.parametrize(("form", "subtype", "tolerance"), FORMATS)
+def test_a_part_is_that_of_the_whole(form: str, subtype: str, tolerance: float) -> None:
+    stereo = np.stack([tone(30000), tone(30000, 880)], 1)
+    value = {"bytes": encoded(stereo, form=form, subtype=subtype), "path": None}
+    whole = decode(value, 16000).float() / 32768
+    for start, end in ((0.5, 1.25), (1.5, 1.75)):
+        part = decode(value, 16000, start=start, end=end).float() / 32768
+        expected = whole[int(start * 16000) : int(end * 16000)]
+        assert part.shape == expected.shape
+        difference = (part - expected).abs().max()
+        assert difference <= (0 if form != "MP3" else tolerance / 100)
+    assert decode(value, 16000, start=1.5).shape == (6000,)
+    assert decode(value, 16000, end=0.25).shape == (4000,)
+    assert decode(value, 16000, 0.125, start=0.5, end=1.25).shape == (2000,)
+    assert decode(value, 8000, start=0.5, end=1.25).shape == (6000,)
+
+
+def test_no_more_than_a_part_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    value = {"bytes": encoded(tone(160_000), form="FLAC"), "path": None}
+    asked = []
+    plain = soundfile.SoundFile.read
+    monkeypatch.setattr(
+        soundfile.SoundFile,
+        "read",
+        lambda self, frames, **more: asked.append(frames) or plain(self, frames, **more),
+    )
+    decode(value, 16000, start=5, end=5.5)
+    assert asked == [8000]
+
+
+def test_a_manifest_of_parts_is_read(tmp_path: Path) -> None:
+    talk = np.concatenate([tone(16000, 440), tone(16000, 2000)])
+    (tmp_path / "talk.wav").write_bytes(encoded(talk))
+    (tmp_path / "word.wav").write_bytes(encoded(tone(4000)))
+    rows = ["talk.wav,low,ann,0,1", "talk.wav,high,ann,1.0,2.0", "word.wav,low,bob,,"]
+    path = manifest(tmp_path, "path,label,speaker,start,end", *rows)
+    opened = open_dataset(path, kind="audio")
+    assert opened.columns["start"] == "start" and opened.columns["group"] == "speaker"
+    found = read_clips(opened, 16000)
+    assert [len(each) for each in found.waveforms] == [16000, 16000, 4000]
+    assert np.abs(found.waveforms[1].numpy() / 32768 - talk[16000:]).max() < 1e-4
+    assert found.labels.tolist() == [1, 0, 1]
+    assert opened.row_name(1) == f"{tmp_path / 'talk.wav'} from 1.0 to 2.0 s"
+    assert opened.row_name(2) == str(tmp_path / "word.wav")
+    whole = open_dataset(path, kind="audio", columns={"start": "", "end": ""})
+    assert [len(each) for each in read_clips(whole, 16000).waveforms] == [32000, 32000, 4000]
+    assert whole.fingerprint() != opened.fingerprint()
+    moved = manifest(
+        tmp_path, "path,label,speaker,start,end", *rows[::2], "talk.wav,high,ann,1,1.5"
+    )
+    assert opened.fingerprint() != open_dataset(moved, kind="audio").fingerprint()
+
+
+def test_a_manifest_of_transcripts_is_read(tmp_path: Path) -> None:
+    (tmp_path / "talk.flac").write_bytes(encoded(tone(32000), form="FLAC"))
+    path = tmp_path / "manifest.jsonl"
+    path.write_text(
+        '{"path": "talk.flac", "text": "good morning", "from": 0.0, "end": 1.5}\n'
+        '{"path": "talk.flac", "text": "bye", "from": 1.5, "end": 2.005}\n'  # rounded upwards
+    )
+    told = {"start": "from"}
+    opened = open_dataset(path, target=Transcripts(), kind="audio", columns=told)
+    found = read_clips(opened, 16000)
+    assert [len(each) for each in found.waveforms] == [24000, 8000]
+    assert found.labels == ["good morning", "bye"] and found.names == ()
+    with pytest.raises(InputError, match="the clips have no classes, as a classifier learns"):
+        AudioItems(found, ResidualFeatureExtractor())
+    unlabelled = open_dataset(path, target=NoTarget(), kind="audio", columns=told)
+    assert read_clips(unlabelled, 16000).labels is None
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "message"),
+    [
+        ("1.0", "0.5", r"there is no part from 1 to 0\.5 s in a recording of 2 s"),
+        ("-1", "1", "there is no part from -1 to 1 s"),
+        ("0", "2.5", r"there is no part from 0 to 2\.5 s in a recording of 2 s"),
+        ("3", "", "there is no part from 3 to 2 s"),
+        ("0.5", "0.50001", r"the part from 0\.5 to 0\.50001 s holds no sample"),
+        ("early", "1", "{'start': 'early', 'end': 1} are no two times in seconds"),
+    ],
+)
+def test_parts_that_are_not_there_are_named(
+    start: str, end: str, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "talk.wav").write_bytes(encoded(tone(32000)))
+    rows = "talk.wav,a,0,1", f"talk.wav,b,{start},{end}", "talk.wav,b,1,2"
+    opened = open_dataset(manifest(tmp_path, "path,label,start,end", *rows), kind="audio")
+    with pytest.raises(InputError, match=rf"talk\.wav from {start}.* cannot be read \(.*{message}"):
+        read_clips(opened, 16000)
+    found = read_clips(opened, 16000, on_bad="skip")
+    assert found.rows == [0, 2] and len(found.skipped) == 1
+
+
+def test_parts_are_of_recordings() -> None:
+    rows = Dataset.from_dict({"text": ["a", "b"], "label": [0, 1], "start": [0, 1]})
+    assert "start" not in open_dataset(rows).columns
+    with pytest.raises(InputError, match=r"'start' .* is named as the start of a recording, but"):
+        open_dataset(rows, columns={"start": "start"})
+    # Where a table holds the recordings themselves, times beside them may be anyone's.
+    held = [{"bytes": encoded(tone(99)), "path": None}] * 2
+    rows = Dataset.from_dict({"audio": held, "label": [0, 1], "start": [5.0, 6.0]})
+    assert len(read_clips(open_dataset(rows, kind="audio"), 16000)) == 2
+
+
+def test_splits_of_which_one_is_of_parts(tmp_path: Path) -> None:
+    (tmp_path / "talk.wav").write_bytes(encoded(tone(32000)))
+    rows = [f"talk.wav,{'ab'[i % 2]},{i / 10},{i / 10 + 0.1}" for i in range(20)]
+    (tmp_path / "train.csv").write_text("\n".join(["path,label,start,end", *rows]))
+    (tmp_path / "test.csv").write_text("path,label\ntalk.wav,a\ntalk.wav,b\n")
+    splits = open_splits(tmp_path, kind="audio")
+    assert {len(each) for each in read_clips(splits.train, 16000).waveforms} == {1600}
+    assert {len(each) for each in read_clips(splits.validation, 16000).waveforms} == {1600}
+    assert splits.test is not None
+    assert [len(each) for each in read_clips(splits.test, 16000).waveforms] == [32000] * 2
+
+
+# In memory
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.int16, np.int32])
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_column_of_arrays_is_read(kind: Any, beside: bool) -> None:
+    waves = [tone(1600), tone(800, 880, 8000), tone(400)]
+    scale = 1 if np.issubdtype(kind, np.floating) else np.iinfo(kind).max
+    arrays, rates = [(wave * scale).astype(kind) for wave in waves], [16000, 8000, 16000]
+    cells = [
+        {"array": array, "sampling_rate": rate} for array, rate in zip(arrays, rates, strict=True)
+    ]
+    rows: dict[str, Any] = {"audio": arrays, "sampling_rate": rates} if beside else {"audio": cells}
+    given = open_dataset(Dataset.from_dict({**rows, "label": ["no", "yes", "no"]}), kind="audio")
+    found = read_clips(given, 16000)
+    assert [len(each) for each in found.waveforms] == [1600, 1600, 400]
+    assert np.abs(found.waveforms[0].numpy() / 32768 - waves[0]).max() < 1e-4
+    listed = Clips.from_arrays(arrays, ["no", "yes", "no"], rates, 16000)
+    for one, other in zip(found.waveforms, listed.waveforms, strict=True):
+        assert (one.int() - other.int()).abs().max() <= 1
+    assert listed.labels.tolist() == found.labels.tolist() and listed.names == found.names
+    assert given.row_name(1) == "row 2 of the given data set [train]" and given.fingerprint()
+
+
+def test_arrays_of_several_channels_are_averaged() -> None:
+    left, right = tone(900), tone(900, 880)
+    expected = (left + right) / 2
+    for stereo in (np.stack([left, right]), np.stack([left, right], 1)):
+        cells = [{"array": stereo.tolist(), "sampling_rate": 16000}] * 2
+        given = open_dataset(Dataset.from_dict({"audio": cells, "label": [0, 1]}))
+        for found in (read_clips(given, 16000), Clips.from_arrays([stereo] * 2, [0, 1], 16000)):
+            assert np.abs(found.waveforms[0].numpy() / 32768 - expected).max() < 1e-4
+
+
+def test_arrays_that_cannot_be_read_are_named() -> None:
+    def column(*arrays: Any, **more: Any) -> Source:
+        rows = {"audio": list(arrays), "label": [0, 1], **more}
+        return open_dataset(Dataset.from_dict(rows), kind="audio")
+
+    with pytest.raises(InputError, match=r"no column says at which sampling rate; add one called"):
+        column([0.5], [0.25])
+    with pytest.raises(InputError, match=r"whole numbers \(int64\) of an unknown range"):
+        column([5], [6], sampling_rate=[8000, 8000])
+    with pytest.raises(InputError, match=r"row 2 of column 'audio' is no recording"):
+        column([[0.5, 0.5]], [[0.5], [0.25, 0.5]], sampling_rate=[8000, 8000])
+    bad = column([0.5], [], sampling_rate=[8000, 8000])
+    with pytest.raises(InputError, match=r"row 2 .* cannot be read \(the file holds no samples"):
+        read_clips(bad, 16000)
+    for rate in (0, None):
+        bad = column([0.5], [0.5], sampling_rate=[8000, rate])
+        with pytest.raises(InputError, match=r"row 2 .* cannot be read \(soundfile cannot decode"):
+            read_clips(bad, 16000)
+    with pytest.raises(InputError, match="2 recordings, 1 labels and 2 sampling rates do not fit"):
+        Clips.from_arrays([tone(9), tone(9)], ["a"], 16000)
+    with pytest.raises(InputError, match="the recordings are at 8000 to 16000 Hz; say by sampling"):
+        Clips.from_arrays([tone(9), tone(9)], ["a", "b"], [8000, 16000])
+    with pytest.raises(InputError, match="clip 1 is empty"):
+        Clips.from_arrays([tone(9), tone(0)], ["a", "b"], 16000)
+
+
 # Long ones
 
 
@@ -151,6 +363,7 @@ def test_what_is_cut_is_the_beginning_of_the_whole(
     assert len(decode(value, 8000, max_seconds=1)) == 8000
 
 
+@pytest.mark.filterwarnings("ignore:of . recordings")
 def test_long_recordings_are_cut_counted_and_named() -> None:
     short, long = encoded(tone(4000, rate=8000), 8000), encoded(tone(96000, rate=8000), 8000)
     found = read_clips(source(short, b"", long, short, short), 16000, on_bad="skip")
@@ -169,6 +382,7 @@ def test_long_recordings_are_cut_counted_and_named() -> None:
     assert len(whole.waveforms[1]) == 192_000 and whole.cut == []
 
 
+@pytest.mark.filterwarnings("ignore:of . recordings")
 def test_what_is_long_depends_on_the_rest() -> None:
     usual, long = encoded(tone(1200, rate=400), 400), encoded(tone(4804, rate=400), 400)
     found = read_clips(source(usual, usual, long), 400)
