@@ -259,9 +259,8 @@ class ResidualFeatureExtractor(SequenceFeatureExtractor):
         kind, feature_size, sampling_rate, n_mels, window, hop, f_min, f_max, normalize, means,
             deviations, window_shape, full_scale: as for `FrontEnd`.
         pad_to: seconds to which shorter clips are padded; the mask says so, and answers stay the
-            same. A transformers pipeline with `batch_size` above 1 can put together features of one
-            length only (it pads the middle axis): give it the length of the longest clip,
-            `pipeline.feature_extractor.pad_to = 2.5`.
+            same. It is for what must have one length, such as a captured graph; transformers'
+            pipelines batch clips of different lengths without it (`speech.pipeline`).
 
     Raises:
         InputError: as `FrontEnd`, a `pad_to` below 0, or an argument it does not have.

@@ -149,19 +149,67 @@ def test_pipeline_takes_arrays_and_other_sampling_rates(name: str, tmp_path: Pat
     assert scores(pipeline(numbers)) == pytest.approx(expected(numbers), abs=1e-5)
 
 
+@pytest.mark.parametrize("pad_to", [0.0, 0.5])
 @pytest.mark.parametrize("name", NETS)
-def test_pipeline_batches_clips_of_two_lengths(name: str, tmp_path: Path) -> None:
+def test_pipeline_batches_clips_of_different_lengths(
+    name: str, pad_to: float, tmp_path: Path
+) -> None:
     model = trained(name)
     feature_size = model.processor.feature_size
-    model.processor = ResidualFeatureExtractor(feature_size=feature_size, pad_to=0.5)
+    model.processor = ResidualFeatureExtractor(feature_size=feature_size, pad_to=pad_to)
     model.save_pretrained(tmp_path)
     pipeline = transformers.pipeline("audio-classification", model=str(tmp_path), device="cpu")
-    clips = [(0.3 * torch.randn(length)).numpy() for length in (8000, 3000)]
+    clips = [(0.3 * torch.randn(length)).numpy() for length in (8000, 3000, 1, 9000, 3000)]
     plain = ResidualFeatureExtractor(feature_size=feature_size)
-    for clip, answer in zip(clips, pipeline(clips, batch_size=2), strict=True):
-        with torch.no_grad():
-            logits = model(**plain(clip, return_tensors="pt")).logits[0]
-        expected = dict(zip(LABELS, logits.softmax(-1).tolist(), strict=True))
+    for size in (1, 2, 5):
+        for clip, answer in zip(clips, pipeline(clips, batch_size=size), strict=True):
+            with torch.no_grad():
+                logits = model(**plain(clip, return_tensors="pt")).logits[0]
+            expected = dict(zip(LABELS, logits.softmax(-1).tolist(), strict=True))
+            scores = {item["label"]: item["score"] for item in answer}
+            assert scores == pytest.approx(expected, abs=1e-4)
+    pipeline.save_pretrained(tmp_path / "again")
+    assert "custom_pipelines" not in (tmp_path / "again" / "config.json").read_text()
+
+
+def test_other_models_have_transformers_own_pipeline() -> None:
+    config = transformers.Wav2Vec2Config(
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        conv_dim=(8,),
+        conv_kernel=(10,),
+        conv_stride=(160,),
+        num_feat_extract_layers=1,
+        num_conv_pos_embeddings=4,
+        num_conv_pos_embedding_groups=2,
+        classifier_proj_size=8,
+    )
+    model = transformers.Wav2Vec2ForSequenceClassification(config).eval()
+    extractor = transformers.Wav2Vec2FeatureExtractor()
+    pipeline = transformers.pipeline(
+        "audio-classification", model=model, feature_extractor=extractor, device="cpu"
+    )
+    clips = [(0.3 * torch.randn(8000)).numpy() for _ in range(2)]
+    with torch.no_grad():
+        expected = model(**extractor(clips[0], sampling_rate=16000, return_tensors="pt")).logits
+    answer = {item["label"]: item["score"] for item in pipeline(clips, batch_size=2)[0]}
+    for number, share in enumerate(expected[0].softmax(-1).tolist()):
+        assert answer[model.config.id2label[number]] == pytest.approx(share, abs=1e-5)
+
+
+def test_in_prediction_nothing_is_cut(tmp_path: Path) -> None:
+    """What is far longer than any training clip is heard to its end."""
+    model = trained("1d")
+    model.save_pretrained(tmp_path)
+    pipeline = transformers.pipeline("audio-classification", model=str(tmp_path), device="cpu")
+    long = (0.3 * torch.randn(16000 * 45)).numpy()
+    features = model.processor(long, return_tensors="pt")["input_features"]
+    assert features.shape[2] == 4501
+    with torch.no_grad():
+        expected = dict(zip(LABELS, model(features).logits[0].softmax(-1).tolist(), strict=True))
+    for answer in (pipeline(long), pipeline([long[:8000], long], batch_size=2)[1]):
         scores = {item["label"]: item["score"] for item in answer}
         assert scores == pytest.approx(expected, abs=1e-4)
 
