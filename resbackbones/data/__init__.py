@@ -8,10 +8,11 @@ Target, Column        base of others; what it reads
 read(source, decode)  every item decoded, the bad ones named; Rereader decodes some again
 Items                 base of the wings' data sets: a whole batch in one call
 Shuffled, Bucketed, InOrder   which rows make a batch: drawn, by length and budget, each once
+padding_share(lengths, batches)   how much of them is padding
 Stream(shards, …)     Parquet and tar files larger than memory, as whole batches
 """
 
-from resbackbones.data.batches import Batches, Bucketed, InOrder, Shuffled
+from resbackbones.data.batches import Batches, Bucketed, InOrder, Shuffled, padding_share
 from resbackbones.data.boxes import Boxes
 from resbackbones.data.columns import Source
 from resbackbones.data.items import Items, draws, mixed_labels
@@ -51,6 +52,7 @@ __all__ = [
     "open_mask",
     "open_splits",
     "open_unlabelled",
+    "padding_share",
     "read",
     "speaker_leak",
 ]

@@ -121,11 +121,7 @@ class Bucketed:
 
     def padding_share(self) -> float:
         """Share of all positions of the batches that is padding, in one epoch of one process."""
-        lengths = self.lengths.numpy()
-        batches = self(0, 0)
-        held = sum(len(batch) * int(lengths[batch].max()) for batch in batches)
-        real = sum(int(lengths[batch].sum()) for batch in batches)
-        return 1 - real / held if held else 0.0
+        return padding_share(self.lengths, self(0, 0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,6 +170,23 @@ class InOrder:
         lengths = np.zeros(self.items, np.int64) if self.lengths is None else self.lengths.numpy()
         order = np.argsort(-lengths, kind="stable")
         return _lists(_cut(order, _room(lengths[order], self.size, self.budget))[rank::world])
+
+
+def padding_share(lengths: Tensor, batches: Sequence[Sequence[int]]) -> float:
+    """Share of all positions of some batches that is padding to the longest item of each.
+
+    Args:
+        lengths: positions per item, int64 `(N,)`.
+        batches: the rows of each.
+
+    >>> import torch
+    >>> round(padding_share(torch.tensor([1, 3, 4]), [[0, 1], [2]]), 4)
+    0.2
+    """
+    counts = lengths.numpy()
+    held = sum(len(batch) * int(counts[batch].max()) for batch in batches)
+    real = sum(int(counts[batch].sum()) for batch in batches)
+    return 1 - real / held if held else 0.0
 
 
 def _room(longest: np.ndarray, size: int, budget: int | None) -> np.ndarray:

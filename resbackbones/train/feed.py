@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 from transformers import default_data_collator
 
-from resbackbones.data.batches import Batches, Bucketed, Shuffled
+from resbackbones.data.batches import Batches, Bucketed, Shuffled, padding_share
 from resbackbones.errors import InputError
 from resbackbones.train.options import Options
 
@@ -74,13 +74,17 @@ def plan(
             f"batches of {size} items, not {options.batch_size}: an epoch of {items} has few "
             "updates (--least-updates)"
         )
+    batches: Batches
     if options.budget is None:
-        return Shuffled(items, size, options.accumulate), said
-    bucketed = Bucketed(lengths(train, options.budget), size, options.budget, options.accumulate)
-    share = f"{bucketed.padding_share():.1%}"
+        batches, told = Shuffled(items, size, options.accumulate), positions(train)
+    else:
+        told = lengths(train, options.budget)
+        batches = Bucketed(told, size, options.budget, options.accumulate)
+    share = "0.0%" if told is None else f"{padding_share(told, batches(0, 0)):.1%}"
     if share != "0.0%":
-        said.append(f"{share} of the positions in batches are padding")
-    return bucketed, said
+        less = " (a --budget puts items of like length together)" if options.budget is None else ""
+        said.append(f"{share} of the positions in batches are padding{less}")
+    return batches, said
 
 
 def parts(dataset: Any) -> Sequence[Any]:

@@ -79,7 +79,6 @@ def experiment(config: Config) -> Experiment:
     alike = partial(listen, max_seconds=train.max_seconds)
     validation = alike(splits.validation)
     test = validation if splits.test is None else alike(splits.test)
-    extractor.pad_to = max(train.seconds)  # so that a pipeline can batch clips of other lengths
     hear = partial(AudioItems, extractor=extractor, device=config.where)
     return Experiment(
         splits,

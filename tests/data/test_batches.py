@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resbackbones.data import Bucketed, InOrder, Shuffled
+from resbackbones.data import Bucketed, InOrder, Shuffled, padding_share
 from resbackbones.errors import InputError
 
 SIZES = st.integers(1, 9)
@@ -196,3 +196,18 @@ def test_batches_are_as_full_as_one_another() -> None:
 def test_what_cannot_be_batched_is_refused(wrong: Any, says: str) -> None:
     with pytest.raises(InputError, match=says):
         wrong()
+
+
+@pytest.mark.parametrize("items", [1000, 3000])
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_lengths_as_of_speech_leave_little_padding(items: int, accumulate: int) -> None:
+    """Recordings of 4 s in the middle, some of 0.5 and some of 30, in frames."""
+    generator = np.random.default_rng(0)
+    lengths = torch.from_numpy(generator.lognormal(np.log(400), 0.7, items).astype(np.int64))
+    bucketed = Bucketed(lengths, 64, 16_000, accumulate)
+    assert all(padding_share(lengths, bucketed(0, epoch)) < 0.1 for epoch in range(3))
+    in_order = InOrder(items, 64, lengths, 16_000)()
+    assert padding_share(lengths, in_order) < 0.1
+    drawn = Shuffled(items, 64)(0, 0)
+    share = 1 - float(lengths.sum()) / sum(len(each) * int(lengths[each].max()) for each in drawn)
+    assert padding_share(lengths, drawn) == pytest.approx(share) and share > 0.5

@@ -97,6 +97,15 @@ def test_a_budget_bounds_each_batch_and_the_padding_is_said(
         assert said.count(" of the positions in batches are padding") == 1
 
 
+def test_without_a_budget_the_padding_is_said_too(capfd: pytest.CaptureFixture[str]) -> None:
+    given = options(batch_size=16, metric="loss", epochs=1, progress=True)
+    fit(language_model(), Sentences(), None, given)
+    said = capfd.readouterr().err
+    assert said.count(" of the positions in batches are padding (a --budget puts items") == 1
+    fit(tiny(), Blobs(64), None, options(epochs=1, progress=True))
+    assert "padding" not in capfd.readouterr().err
+
+
 def test_batches_can_be_given(capfd: pytest.CaptureFixture[str]) -> None:
     def pairs(seed: int, epoch: int, rank: int = 0, world: int = 1) -> list[list[int]]:
         return [[epoch, 7], [3, 9]]
