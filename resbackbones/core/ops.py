@@ -220,7 +220,7 @@ def masked_mean(x: Tensor, lengths: Tensor | None = None) -> Tensor:
         return x.mean(axes)
     wide = torch.promote_types(x.dtype, torch.float32)
     count = lengths.to(x.device).clamp(min=1).unsqueeze(1) * math.prod(x.shape[2:-1])
-    return (_filled(x, lengths, 0.0).sum(axes, dtype=wide) / count).to(x.dtype)
+    return (filled(x, lengths, 0.0).sum(axes, dtype=wide) / count).to(x.dtype)
 
 
 def masked_max(x: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -233,7 +233,7 @@ def masked_max(x: Tensor, lengths: Tensor | None = None) -> Tensor:
     if lengths is None:
         return x.amax(axes)
     empty = lengths.to(x.device).unsqueeze(1) == 0
-    return _filled(x, lengths, -math.inf).amax(axes).masked_fill(empty, 0.0)
+    return filled(x, lengths, -math.inf).amax(axes).masked_fill(empty, 0.0)
 
 
 def masked_k_max(x: Tensor, k: int, lengths: Tensor | None = None) -> Tensor:
@@ -245,7 +245,7 @@ def masked_k_max(x: Tensor, k: int, lengths: Tensor | None = None) -> Tensor:
     tensor([[3., 2.]])
     """
     if lengths is not None:
-        x = _filled(x, lengths, -math.inf)
+        x = filled(x, lengths, -math.inf)
     x = functional.pad(x.flatten(2), (0, k), value=-math.inf)
     # `topk` takes any of several equal values, as the many zeros behind a ReLU are.
     least = x.topk(k).values[..., -1:]
@@ -265,14 +265,66 @@ def masked_attention(x: Tensor, scores: Tensor, lengths: Tensor | None = None) -
     >>> masked_attention(x, torch.zeros(1, 1, 3), torch.tensor([2]))
     tensor([[2.]])
     """
-    wide = torch.promote_types(x.dtype, torch.float32)
-    scores = scores.to(wide)
+    share = softmax_shares(scores.to(torch.promote_types(x.dtype, torch.float32)), lengths)
+    if lengths is not None:
+        x = filled(x, lengths, 0.0)
+    return (x.flatten(2).to(share.dtype) * share.flatten(2)).sum(-1).to(x.dtype)
+
+
+def masked_statistics(x: Tensor, lengths: Tensor | None = None) -> Tensor:
+    """Mean and deviation of each channel over all of space, side by side, `(B, C, *space)` to
+    `(B, 2 C)`, only real positions counted; in float32 as `masked_mean`. The deviation is the root
+    of the unbiased variance, of one position 0, plus 1e-7 (Wang et al. 2021, "Revisiting the
+    statistics pooling layer in deep speaker embedding learning", and WeSpeaker's models).
+
+    >>> masked_statistics(torch.tensor([[[1.0, 3.0, 9.0]]]), torch.tensor([2]))
+    tensor([[2.0000, 1.4142]])
+    """
+    real = real_positions(x, lengths)
+    mean, variance = weighed_statistics(
+        x if lengths is None else filled(x, lengths, 0.0), even_shares(real)
+    )
+    return torch.cat([mean, deviation(variance, real.flatten(1).sum(1))], 1).to(x.dtype)
+
+
+def deviation(variance: Tensor, count: Tensor) -> Tensor:
+    """What `masked_statistics` makes of a mean square offset `(B, C)` over `count` `(B,)`
+    positions."""
+    count = count.unsqueeze(1)
+    return (variance * (count / (count - 1).clamp(min=1)) + 1e-7).sqrt()
+
+
+def real_positions(x: Tensor, lengths: Tensor | None = None) -> Tensor:
+    """1 where a position of x `(B, C, *space)` is real, 0 past an item's end, `(B, 1, *space)`, in
+    float32 or wider."""
+    ones = torch.ones_like(x[:, :1], dtype=torch.promote_types(x.dtype, torch.float32))
+    return ones if lengths is None else filled(ones, lengths, 0.0)
+
+
+def even_shares(real: Tensor) -> Tensor:
+    """What each of the real positions `(B, 1, *space)` is of a mean over them."""
+    return real / real.flatten(1).sum(1).clamp(min=1).view(-1, *(1,) * (real.ndim - 1))
+
+
+def softmax_shares(scores: Tensor, lengths: Tensor | None = None) -> Tensor:
+    """The softmax of scores `(B, C, *space)` over all real positions of each channel, in float32 or
+    wider; 0 past an item's end, unless it has no position at all."""
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     if lengths is not None:  # the lowest number, not infinity: an item may have no position at all
-        x, scores = _filled(x, lengths, 0.0), _filled(scores, lengths, torch.finfo(wide).min)
-    share = scores.flatten(2).softmax(-1)
-    return (x.flatten(2).to(wide) * share).sum(-1).to(x.dtype)
+        scores = filled(scores, lengths, torch.finfo(scores.dtype).min)
+    return scores.flatten(2).softmax(-1).view(scores.shape)
 
 
-def _filled(x: Tensor, lengths: Tensor, value: float) -> Tensor:
+def weighed_statistics(x: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and mean square offset from it of each channel, `(B, C)` each, of x `(B, C, *space)`
+    whose positions count by their share, `(B, C or 1, *space)`; in the share's type. x is finite
+    everywhere."""
+    wide, share = x.flatten(2).to(share.dtype), share.flatten(2)
+    mean = (wide * share).sum(-1)
+    return mean, ((wide - mean.unsqueeze(-1)).square() * share).sum(-1)
+
+
+def filled(x: Tensor, lengths: Tensor, value: float) -> Tensor:
+    """x `(B, C, *space)` with a value in place of what stands past each item's end."""
     valid = valid_mask(lengths.to(x.device), x.shape[-1])
     return x.masked_fill(~valid.view(x.shape[0], *(1,) * (x.ndim - 2), -1), value)

@@ -1,6 +1,12 @@
-"""Waveforms in, classes out. Importing this registers them with transformers' Auto classes."""
+"""Waveforms in, classes and voices out. Importing this registers the models with transformers' Auto
+classes."""
 
-from transformers import AutoConfig, AutoFeatureExtractor, AutoModelForAudioClassification
+from transformers import (
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoModelForAudioClassification,
+    AutoModelForAudioXVector,
+)
 
 from resbackbones.speech.augment import Augment
 from resbackbones.speech.data import AudioItems
@@ -10,10 +16,23 @@ from resbackbones.speech.normalization import learn_normalization
 from resbackbones.speech.pipeline import register
 from resbackbones.speech.recordings import Clips, decode, read_clips
 from resbackbones.speech.resampling import resample
+from resbackbones.speech.speaker_data import SpeakerItems, TrialItems, speakers_of, spoken
+from resbackbones.speech.speakers import ResidualForAudioXVector, ResidualSpeakerConfig
+from resbackbones.speech.trials import Trials, make_trials, read_trials
+from resbackbones.speech.verification import (
+    Verification,
+    adaptive_norm,
+    draw_det,
+    equal_error_rate,
+    min_detection_cost,
+)
 
 AutoConfig.register(ResidualSpeechConfig.model_type, ResidualSpeechConfig)
 AutoFeatureExtractor.register(ResidualSpeechConfig, ResidualFeatureExtractor)
 AutoModelForAudioClassification.register(ResidualSpeechConfig, ResidualForAudioClassification)
+AutoConfig.register(ResidualSpeakerConfig.model_type, ResidualSpeakerConfig)
+AutoFeatureExtractor.register(ResidualSpeakerConfig, ResidualFeatureExtractor)
+AutoModelForAudioXVector.register(ResidualSpeakerConfig, ResidualForAudioXVector)
 register()
 
 __all__ = [
@@ -23,9 +42,23 @@ __all__ = [
     "FrontEnd",
     "ResidualFeatureExtractor",
     "ResidualForAudioClassification",
+    "ResidualForAudioXVector",
+    "ResidualSpeakerConfig",
     "ResidualSpeechConfig",
+    "SpeakerItems",
+    "TrialItems",
+    "Trials",
+    "Verification",
+    "adaptive_norm",
     "decode",
     "learn_normalization",
+    "draw_det",
+    "equal_error_rate",
+    "make_trials",
+    "min_detection_cost",
     "read_clips",
+    "read_trials",
     "resample",
+    "speakers_of",
+    "spoken",
 ]

@@ -150,6 +150,10 @@ class AudioItems(Items):
                 features = torch.lerp(features, other, share.view(-1, 1, 1))
                 other_labels = self.labels[partners.to(self.device)]
                 labels = mixed_labels(labels, other_labels, share, self.num_classes)
+        return self._batch(features, frames, labels)
+
+    def _batch(self, features: Tensor, frames: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Features `(B, F, T)` of which `frames` `(B,)` are real, as the model takes them."""
         if int(frames.min()) == features.shape[-1]:
             return {"input_features": features, "labels": labels}
         valid = valid_mask(frames.to(self.device), features.shape[-1])
@@ -165,12 +169,13 @@ class AudioItems(Items):
         frames: Tensor,
         options: Augment | None = None,
         draws: Tensor | None = None,
+        first: Tensor | int = 0,
     ) -> Tensor:
-        """Features `(B, F, T)` of the first `frames` `(B,)` of these rows, varied where there are
-        options."""
+        """Features `(B, F, T)` of `frames` `(B,)` of these rows, from `first` `(B,)` on, varied
+        where there are options."""
         place = torch.arange(int(frames.max()))
         inside = place < frames.unsqueeze(1)
-        place = (self.starts[index].unsqueeze(1) + place).where(inside, 0).to(self.device)
+        place = ((self.starts[index] + first).unsqueeze(1) + place).where(inside, 0).to(self.device)
         power = (self.power[place] * inside.unsqueeze(2).to(self.device)).transpose(1, 2)
         frames = frames.to(self.device)
         if options is None or draws is None:

@@ -391,6 +391,17 @@ def pad_clips(clips: Any) -> tuple[Tensor, Tensor]:
     """One clip or several as a batch `(B, samples)` padded with zeros, and their lengths `(B,)`.
 
     Raises:
+        InputError: as `list_clips`.
+    """
+    waveforms = list_clips(clips)
+    lengths = torch.tensor([len(waveform) for waveform in waveforms])
+    return nn.utils.rnn.pad_sequence(waveforms, batch_first=True), lengths
+
+
+def list_clips(clips: Any) -> list[Tensor]:
+    """One clip or several, of one channel each, float32 `(samples,)` from -1 to 1.
+
+    Raises:
         InputError: no clip, or one that is empty, of too many channels, of whole numbers of an
             unknown range or not finite.
     """
@@ -400,9 +411,7 @@ def pad_clips(clips: Any) -> tuple[Tensor, Tensor]:
         clips = [clips]  # one clip as a list of numbers
     if not len(clips):
         raise InputError("there is no clip to extract features from; give one or more")
-    waveforms = [one_channel(torch.as_tensor(clip), index) for index, clip in enumerate(clips)]
-    lengths = torch.tensor([len(waveform) for waveform in waveforms])
-    return nn.utils.rnn.pad_sequence(waveforms, batch_first=True), lengths
+    return [one_channel(torch.as_tensor(clip), index) for index, clip in enumerate(clips)]
 
 
 def one_channel(clip: Tensor, index: int) -> Tensor:

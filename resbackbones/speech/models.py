@@ -8,12 +8,15 @@ what is padded changes nothing.
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
+import torch
 from torch import Tensor
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from resbackbones.classifier import ResidualClassifier, classifier_options
+from resbackbones.core.backbone import Backbone
 from resbackbones.core.heads import Head
 from resbackbones.core.spec import BackboneSpec
+from resbackbones.core.zoo import resolve
 from resbackbones.errors import InputError
 from resbackbones.pretrained import ResidualConfig
 from resbackbones.speech.frontend import ResidualFeatureExtractor
@@ -23,6 +26,54 @@ class ResidualSpeechConfig(ResidualConfig):
     """Configuration of the speech models."""
 
     model_type = "residual_speech"
+
+
+def check_one_channel(spec: BackboneSpec) -> None:
+    """Refuse a 2-D spec that sees a spectrogram as several channels."""
+    if spec.dims == 2 and spec.in_channels != 1:
+        raise InputError(
+            f"a 2-D backbone sees a spectrogram as one channel, but this spec has in_channels="
+            f"{spec.in_channels}; build with in_channels=1"
+        )
+
+
+def check_features(spec: BackboneSpec, processor: ResidualFeatureExtractor) -> None:
+    """Refuse a processor of another number of features than a 1-D backbone has channels."""
+    if spec.dims == 1 and processor.feature_size != spec.in_channels:
+        raise InputError(
+            f"the processor makes {processor.feature_size} features per frame, but the "
+            f"backbone takes {spec.in_channels}; build with "
+            f"in_channels={processor.feature_size}"
+        )
+
+
+def extractor_of(spec: BackboneSpec) -> ResidualFeatureExtractor:
+    """Log-mel energies at 16 kHz: as many as a 1-D backbone has input channels, 40 for a 2-D
+    one."""
+    return ResidualFeatureExtractor(feature_size=spec.in_channels if spec.dims == 1 else 40)
+
+
+def by_frequency(
+    head: Head | Mapping[str, Any] | None, spec: BackboneSpec, features: int
+) -> Head | Mapping[str, Any] | None:
+    """The head, whose statistics are those of each frequency of the last feature where it does not
+    say `rows` itself."""
+    if isinstance(head, Head) or spec.dims == 1 or "rows" in (head or {}):
+        return head
+    if "statistics" not in str((head or {}).get("pooling")):
+        return head
+    check_one_channel(spec)
+    with torch.device("meta"):  # shapes alone
+        feature = Backbone(spec).eval()(torch.zeros(1, 1, features, 8))[-1]
+    return {**(head or {}), "rows": feature.shape[2]}
+
+
+def heard_by(
+    backbone: Backbone, input_features: Tensor, attention_mask: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Features `(B, F, T)` as a backbone takes them, and the real frames of each item, `(B,)`."""
+    x = input_features.unsqueeze(1) if backbone.spec.dims == 2 else input_features
+    return x, None if attention_mask is None else attention_mask.sum(-1)
 
 
 class ResidualForAudioClassification(ResidualClassifier):
@@ -42,12 +93,7 @@ class ResidualForAudioClassification(ResidualClassifier):
 
     def __init__(self, config: ResidualSpeechConfig) -> None:
         super().__init__(config)
-        spec = self.backbone.spec
-        if spec.dims == 2 and spec.in_channels != 1:
-            raise InputError(
-                f"a 2-D backbone sees a spectrogram as one channel, but this spec has in_channels="
-                f"{spec.in_channels}; build with in_channels=1"
-            )
+        check_one_channel(self.backbone.spec)
         self.post_init()
 
     @classmethod
@@ -67,7 +113,8 @@ class ResidualForAudioClassification(ResidualClassifier):
         Args:
             name_or_spec: a name in `rb.SPECS`, or a spec.
             num_labels, labels: how many classes, or their names.
-            head: `Head` or its fields.
+            head: `Head` or its fields; with "statistics" or "attentive_statistics" of a 2-D
+                backbone, `rows` are by default the frequencies of its last feature.
             problem_type: "multi_label_classification" where an item has any number of classes.
             processor: how waveforms become features; by default log-mel energies at 16 kHz, as
                 many bands as a 1-D backbone has input channels, 40 for a 2-D one.
@@ -77,27 +124,18 @@ class ResidualForAudioClassification(ResidualClassifier):
             InputError: no or contradicting classes, an unknown name or field, a 2-D spec of more
                 than one channel, or a processor of another number of features.
         """
-        options = classifier_options(
-            name_or_spec, num_labels, labels, head, spec_changes, problem_type
-        )
+        spec = resolve(name_or_spec, **spec_changes)
+        processor = processor or extractor_of(spec)
+        head = by_frequency(head, spec, processor.feature_size)
+        options = classifier_options(spec, num_labels, labels, head, {}, problem_type)
         model = cls(ResidualSpeechConfig(**options))
-        spec = model.backbone.spec
-        if processor is None:
-            features = spec.in_channels if spec.dims == 1 else 40
-            processor = ResidualFeatureExtractor(feature_size=features)
         model.check_processor(processor)
         model.processor = processor
         return model
 
     def check_processor(self, processor: ResidualFeatureExtractor) -> None:
         """Refuse a processor of another number of features than a 1-D backbone has channels."""
-        spec = self.backbone.spec
-        if spec.dims == 1 and processor.feature_size != spec.in_channels:
-            raise InputError(
-                f"the processor makes {processor.feature_size} features per frame, but the "
-                f"backbone takes {spec.in_channels}; build with "
-                f"in_channels={processor.feature_size}"
-            )
+        check_features(self.backbone.spec, processor)
 
     def forward(
         self,
@@ -115,7 +153,5 @@ class ResidualForAudioClassification(ResidualClassifier):
         Returns:
             `.logits` `(B, K)`, and `.loss` when labels are given.
         """
-        x = input_features.unsqueeze(1) if self.backbone.spec.dims == 2 else input_features
-        lengths = None if attention_mask is None else attention_mask.sum(-1)
-        logits = self.classify(x, lengths)
+        logits = self.classify(*heard_by(self.backbone, input_features, attention_mask))
         return SequenceClassifierOutput(loss=self.loss(logits, labels), logits=logits)

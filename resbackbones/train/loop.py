@@ -290,6 +290,8 @@ class _Run:
         """One step of the optimizer, on `accumulate` batches of each process."""
         options, world, state = self.options, self.world, self.state
         seed_all(options.seed, state.step, world.rank)
+        if hasattr(self.model, "progress"):  # its loss changes in the course of the training
+            self.model.progress = state.step / self.steps
         window = list(itertools.islice(batches, options.accumulate))
         weights = [self.weight(batch) for batch in window]
         whole = torch.as_tensor(sum(weights), dtype=torch.float64)

@@ -83,6 +83,8 @@ def borrowed(model: Any, options: Options) -> Iterator[None]:
         model.zero_grad()
         if smoothing is not None:
             model.label_smoothing = smoothing
+        if hasattr(model, "progress"):
+            model.progress = 1.0
         if options.channels_last:
             # As a loaded model is, so that both compute the same to the last bit.
             model.to(memory_format=torch.contiguous_format)
