@@ -14,7 +14,11 @@ from torch import Tensor
 from torch.export import Dim
 
 import resbackbones as rb
-from resbackbones.speech import ResidualForAudioClassification
+from resbackbones.speech import (
+    ResidualFeatureExtractor,
+    ResidualForAudioClassification,
+    ResidualForAudioXVector,
+)
 from resbackbones.text import (
     Ngrams,
     ResidualForSequenceClassification,
@@ -47,6 +51,19 @@ def speech(name: str = "matchboxnet_3x1") -> tuple[Any, Any, Any]:
 
     sizes = {"input_features": {0: Dim.DYNAMIC, 2: Dim.DYNAMIC}}
     return model, example, sizes | {"attention_mask": {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}}
+
+
+def speakers(spec: str | rb.BackboneSpec, **head: Any) -> tuple[Any, Any, Any]:
+    changes = {"in_channels": 1} if isinstance(spec, rb.BackboneSpec) else {}
+    _, example, sizes = speech()
+    model = ResidualForAudioXVector.build(
+        spec,
+        num_labels=3,
+        head=head,
+        processor=ResidualFeatureExtractor(feature_size=64),
+        **changes,
+    )
+    return model, example, sizes
 
 
 def text(
@@ -86,6 +103,10 @@ CASES = {
     "res8_narrow": lambda: speech("res8_narrow"),
     "res15_narrow": lambda: speech("res15_narrow"),
     "ecapa512": lambda: speech("ecapa512"),
+    "statistics": lambda: speakers(SMALL),
+    "attentive statistics": lambda: speakers(
+        "matchboxnet_3x1", pooling="attentive_statistics", norm="batch"
+    ),
     "dpcnn": lambda: text("dpcnn"),
     "word_resnet6": lambda: text("word_resnet6", Ngrams(buckets=50, most=4)),
     "word_resnet6, TF-IDF": lambda: text("word_resnet6", tfidf=True),

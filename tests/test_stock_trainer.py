@@ -9,7 +9,7 @@ import transformers
 from torch import Tensor, nn
 
 from resbackbones.data import Items
-from resbackbones.speech import ResidualForAudioClassification
+from resbackbones.speech import ResidualForAudioClassification, ResidualForAudioXVector
 from resbackbones.text import ResidualForSequenceClassification, train_tokenizer
 from resbackbones.train import Options, fit
 from resbackbones.vision import ResidualForImageClassification
@@ -25,6 +25,11 @@ def image() -> Any:
 
 def audio() -> Any:
     return ResidualForAudioClassification.build("tc_resnet8", num_labels=2, norm="layer")
+
+
+def voices() -> Any:
+    # fit would have the margin rise.
+    return ResidualForAudioXVector.build("tc_resnet8", num_labels=2, norm="layer", margin_rise=0.0)
 
 
 def text() -> Any:
@@ -69,7 +74,7 @@ class OneByOne(torch.utils.data.Dataset):
         return self.rows[row]
 
 
-@pytest.mark.parametrize("build", [image, audio, text])
+@pytest.mark.parametrize("build", [image, audio, voices, text])
 def test_an_update_of_the_trainer_is_one_of_fit(build: Any, tmp_path: Path) -> None:
     def drawn() -> Any:
         torch.manual_seed(0)

@@ -48,11 +48,11 @@ def error_rates(scores: Any, same: Any) -> tuple[Tensor, Tensor, Tensor]:
     misses = torch.searchsorted(scores[same].sort().values, steps)
     refused = torch.searchsorted(scores[~same].sort().values, steps)
     targets, others = int(same.sum()), int((~same).sum())
-    misses = torch.cat([misses, torch.tensor([targets])]) / targets
-    false_alarms = 1 - torch.cat([refused, torch.tensor([others])]) / others
+    misses = torch.cat([misses, torch.tensor([targets])]).double() / targets
+    false_alarms = 1 - torch.cat([refused, torch.tensor([others])]).double() / others
     ends = steps[:1], steps[-1:].nextafter(torch.tensor(math.inf, dtype=torch.float64))
     thresholds = torch.cat([ends[0], steps[:-1].lerp(steps[1:], 0.5), ends[1]])
-    return thresholds, misses.double(), false_alarms.double()
+    return thresholds, misses, false_alarms
 
 
 def equal_error_rate(scores: Any, same: Any) -> tuple[float, float]:

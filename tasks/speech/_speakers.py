@@ -1,0 +1,182 @@
+"""What `verify_speakers` is measured on, the simple method it has to beat, and its answers."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from resbackbones import report
+from resbackbones.core.context import valid_mask
+from resbackbones.data import Source, Splits
+from resbackbones.data.columns import plain_values
+from resbackbones.data.splits import MIN_GROUPS, hold_out, joined
+from resbackbones.errors import InputError
+from resbackbones.speech import (
+    Clips,
+    ResidualFeatureExtractor,
+    TrialItems,
+    Trials,
+    Verification,
+    make_trials,
+    read_trials,
+    speakers_of,
+)
+from resbackbones.speech.recordings import chunks
+from resbackbones.train import evaluate
+
+REACH = 3  # frames from the middle of a slope to its ends
+COEFFICIENTS = (13, 20, 30, 40)
+
+
+def enough_speakers(splits: Splits) -> Splits:
+    """The splits, with a validation split of ten speakers or more that train does not have, where
+    train has enough to hold some out."""
+    known = set(speakers_of(splits.train)) - {None}
+    own = set(speakers_of(splits.validation)) - {None}
+    if (len(own) >= MIN_GROUPS and not own & known) or len(known | own) < 2 * MIN_GROUPS:
+        return splits
+    whole = joined(splits.train, splits.validation)
+    held, how = hold_out(whole)
+    rest = torch.ones(len(whole), dtype=torch.bool)
+    rest[held] = False
+    return replace(
+        splits,
+        train=whole.select(rest.nonzero()[:, 0]),
+        validation=whole.select(held),
+        held_out=tuple(held.tolist()),
+        how=how.replace("train", "train and validation"),
+    )
+
+
+def trials_of(source: Source, path: Path | None = None) -> Trials:
+    """Pairs of rows of a split as it was opened: those of a list, else drawn with seed 0.
+
+    A list calls recordings by their rows, from 0, or by the ends of their paths."""
+    numbers = list(range(len(source))) if source.numbers is None else source.numbers.tolist()
+    if path is None:
+        everyone: list[Any] = [None] * (1 + max(numbers))
+        for number, speaker in zip(numbers, speakers_of(source), strict=True):
+            everyone[number] = speaker
+        return make_trials(everyone)
+    cells = plain_values(source.dataset, source.columns["input"])
+    ends: dict[str, int] = {}
+    for number, cell in zip(numbers, cells, strict=True):
+        parts = Path((cell or {}).get("path") or "").parts
+        ends |= {"/".join(parts[-count:]): number for count in range(1, len(parts) + 1)}
+    return read_trials(path, {str(number): number for number in numbers} | ends)
+
+
+def baseline(train: Clips, validation: Clips, test: Clips, chosen_by: Trials, asked: Trials) -> Any:
+    """Name and answers on `test` of cosines of the statistics of MFCC: how many coefficients,
+    whether with deviations and slopes, and whether in the directions that tell the training's
+    speakers apart best (LDA), is what has the least equal error rate on `validation`."""
+    variants = []
+    for size in COEFFICIENTS:
+        parts = [_statistics(clips, size) for clips in (train, validation, test)]
+        for slopes, deviations, lda in product((False, True), repeat=3):
+            columns = _columns(size, slopes, deviations)
+            project = _projection(parts[0][:, columns], train.labels.numpy(), lda)
+            found = _answers(project(parts[1][:, columns]), validation, chosen_by)
+            name = f"{'means and deviations' if deviations else 'means'} of {size} MFCC"
+            name += " and slopes" * slopes + ", LDA" * lda + ", cosine"
+            variants.append((found.compute()["eer"], name, project, parts[2][:, columns]))
+    _, name, project, heard = min(variants, key=lambda each: each[0])
+    return name, _answers(project(heard), test, asked)
+
+
+def _projection(x: Any, speakers: Any, lda: bool) -> Callable[[Any], Any]:
+    """What standardises statistics as those of the training are, and projects them."""
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    steps: list[Any] = [StandardScaler()]
+    if lda:
+        steps.append(LinearDiscriminantAnalysis())
+    return make_pipeline(*steps).fit(x, speakers).transform
+
+
+def _answers(vectors: Any, clips: Clips, trials: Trials) -> Verification:
+    metric = Verification(trials)
+    numbers = None if clips.source is None else clips.source.numbers
+    rows = torch.tensor(clips.rows)
+    output = SimpleNamespace(embeddings=torch.from_numpy(np.asarray(vectors)))
+    metric.update(output, {"rows": rows if numbers is None else numbers[rows]})
+    return metric
+
+
+def _columns(size: int, slopes: bool, deviations: bool) -> list[int]:
+    """Which of the statistics of `size` coefficients and slopes are taken."""
+    blocks = [
+        block for block in range(4) if (slopes or block % 2 == 0) and (deviations or block < 2)
+    ]
+    return [block * size + place for block in blocks for place in range(size)]
+
+
+def _statistics(clips: Clips, size: int) -> Any:
+    """Means of coefficients and of slopes, and deviations of both, `(N, 4 size)`."""
+    extractor = ResidualFeatureExtractor(
+        "mfcc", feature_size=size, n_mels=40, sampling_rate=clips.sampling_rate
+    )
+    parts = []
+    for first, last in chunks([len(waveform) for waveform in clips.waveforms]):
+        heard = extractor(clips.waveforms[first:last], return_tensors="pt")
+        parts.append(_told(heard["input_features"], heard["attention_mask"].sum(1)))
+    return torch.cat(parts).numpy()
+
+
+def _told(features: Tensor, lengths: Tensor) -> Tensor:
+    x, time = features.double(), features.shape[-1]
+    slopes = functional.pad(x, (0, REACH))[..., REACH:] - functional.pad(x, (REACH, 0))[..., :time]
+    inside = (torch.arange(time) >= REACH) & valid_mask(lengths - REACH, time)
+    found = []
+    for values, real in ((x, valid_mask(lengths, time)), (slopes, inside)):
+        share = (real / real.sum(1, keepdim=True).clamp(min=1)).unsqueeze(1)
+        mean = (values * share).sum(-1)
+        offset = (values - mean.unsqueeze(-1)).square() * share
+        found.append((mean, offset.sum(-1).sqrt()))
+    return torch.cat([each[which] for which in (0, 1) for each in found], 1)
+
+
+# A trained model
+
+
+def calibrate(items: TrialItems, asked: Trials, model: Any) -> None:
+    """Set a trained model's threshold by what chose it, and say which pairs it is measured on."""
+    metric = model.metric()
+    evaluate(model, items, metric)
+    model.calibrate(*metric.scores())
+    model.trials = asked
+
+
+def left_out(metric: Verification) -> Iterator[str]:
+    """What was not measured."""
+    if count := metric.left_out:
+        yield f"{count:,} pairs are left out, as a recording of theirs could not be heard"
+
+
+def compare(config: Any, model: Any, heard: Sequence[tuple[Path, Tensor]]) -> None:
+    """Compare the first of some recordings with each of the others, and say whether one voice
+    speaks in both."""
+    if len(heard) < 2:
+        raise InputError(
+            f"{len(heard)} recording is compared with nothing; give two or more behind the model"
+        )
+    (first, voice), *others = heard
+    rows = []
+    for path, other in others:
+        same, score = model.verify(voice, other)
+        rows.append([str(path), f"{score:.3f}", "the same" if same else "another"])
+    print(report.markdown_table([f"beside {first}", "score", "voice"], rows))
+    told = model.config.calibration
+    print(
+        f"\nThe same from {model.config.threshold:.3f} on, chosen for {told['for']} on "
+        f"{told['trials']:,} pairs."
+    )
