@@ -170,7 +170,11 @@ def read_trials(path: str | os.PathLike[str], rows: Mapping[str, int] | None = N
         places = [_row(cell, rows) for cell in cells[1:]]
         if None in places:
             what = cells[1 + places.index(None)]
-            known = "is no row, counted from 0" if rows is None else "is no recording of the data"
+            known = (
+                "is no row, counted from 0"
+                if rows is None
+                else "is no recording of the data, or several"
+            )
             raise InputError(f"line {number} of {path} names {what!r}, which {known}; correct it")
         found.append((int(cells[0]), *places))  # type: ignore[arg-type]
     if len({same for same, *_ in found}) < 2:

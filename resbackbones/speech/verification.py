@@ -14,7 +14,7 @@ from resbackbones.speech.trials import Trials
 
 PRIORS = (0.01, 0.05)  # of a trial being of the same speaker, that detection costs are told for
 COHORT = 300
-TICKS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
+TICKS = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
 
 
 def error_rates(scores: Any, same: Any) -> tuple[Tensor, Tensor, Tensor]:

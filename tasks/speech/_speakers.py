@@ -58,19 +58,22 @@ def enough_speakers(splits: Splits) -> Splits:
 def trials_of(source: Source, path: Path | None = None) -> Trials:
     """Pairs of rows of a split as it was opened: those of a list, else drawn with seed 0.
 
-    A list calls recordings by their rows, from 0, or by the ends of their paths."""
+    A list calls recordings by their rows, from 0, or by the ends of their paths that no other has.
+    """
     numbers = list(range(len(source))) if source.numbers is None else source.numbers.tolist()
+    speakers = dict(zip(numbers, speakers_of(source), strict=True))
     if path is None:
-        everyone: list[Any] = [None] * (1 + max(numbers))
-        for number, speaker in zip(numbers, speakers_of(source), strict=True):
-            everyone[number] = speaker
-        return make_trials(everyone)
+        return make_trials([speakers.get(number) for number in range(1 + max(numbers))])
     cells = plain_values(source.dataset, source.columns["input"])
     ends: dict[str, int] = {}
+    twice = set()
     for number, cell in zip(numbers, cells, strict=True):
-        parts = Path((cell or {}).get("path") or "").parts
-        ends |= {"/".join(parts[-count:]): number for count in range(1, len(parts) + 1)}
-    return read_trials(path, {str(number): number for number in numbers} | ends)
+        if speakers[number] is not None:  # else nobody hears it
+            parts = Path((cell or {}).get("path") or "").parts
+            own = {"/".join(parts[-count:]) for count in range(1, len(parts) + 1)} | {str(number)}
+            twice |= own & ends.keys()
+            ends |= dict.fromkeys(own, number)
+    return read_trials(path, {end: number for end, number in ends.items() if end not in twice})
 
 
 def baseline(train: Clips, validation: Clips, test: Clips, chosen_by: Trials, asked: Trials) -> Any:
