@@ -36,10 +36,7 @@ from resbackbones.speech.powers import (
 from resbackbones.speech.recordings import Clips, read_clips
 from resbackbones.speech.resampling import without_autocast
 
-# Which of a row's draws are for what. Later ones were added behind the earlier, which stay.
-OWN = [*range(16), *range(34, 42)]  # eight for `_varied`, eight for `spec_augment`, `_varied` again
-PARTNERS = [*range(16, 32), *range(42, 50)]
-SHARE, PARTNER = 32, 33
+DRAWS = 24  # eight for `_varied`, eight for `spec_augment`, eight for `_varied` again
 
 
 class AudioItems(Items):
@@ -138,15 +135,15 @@ class AudioItems(Items):
         if options is None:
             features = self._heard(index, frames)
         else:
-            draws = self.draws(rows, len(OWN) + len(PARTNERS) + 2)
-            features = self._heard(index, frames, options, draws[:, OWN])
+            draws = self.draws(rows, 2 * DRAWS + 2)
+            features = self._heard(index, frames, options, draws[:, :DRAWS])
             if options.mixup:
-                partners = (draws[:, PARTNER] * len(self)).long()
+                partners = (draws[:, -1] * len(self)).long()
                 # Of a longer one what stands past the item's end would not be heard.
                 common = torch.minimum(frames, self.lengths[partners])
-                other = self._heard(partners, common, options, draws[:, PARTNERS])
+                other = self._heard(partners, common, options, draws[:, DRAWS : 2 * DRAWS])
                 other = functional.pad(other, (0, features.shape[-1] - other.shape[-1]))
-                share = options.mixup * draws[:, SHARE].to(self.device)
+                share = options.mixup * draws[:, -2].to(self.device)
                 features = torch.lerp(features, other, share.view(-1, 1, 1))
                 other_labels = self.labels[partners.to(self.device)]
                 labels = mixed_labels(labels, other_labels, share, self.num_classes)
