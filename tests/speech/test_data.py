@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from resbackbones.data import open_dataset
 from resbackbones.errors import InputError
 from resbackbones.speech import AudioItems, Augment, Clips, ResidualFeatureExtractor
+from resbackbones.speech.data import DRAWS
 
 OFF = Augment(0, 0, 0, 0, 0, (0, 0), 0, 0, 0)
 MORE = {"speed": 0.1, "reverb": 0.5}  # what is off unless asked for
@@ -311,7 +312,7 @@ def test_any_number_of_classes_per_clip() -> None:
     items = AudioItems(given, ResidualFeatureExtractor())
     assert torch.equal(items.__getitems__([1, 0])["labels"], labels.flip(0))
     items = AudioItems(given, ResidualFeatureExtractor(), replace(OFF, mixup=0.5))
-    share = items.draws(range(2), 34)[:, -2] * 0.5
-    partners = (items.draws(range(2), 34)[:, -1] * 2).long()
+    share = items.draws(range(2), 2 * DRAWS + 2)[:, -2] * 0.5
+    partners = (items.draws(range(2), 2 * DRAWS + 2)[:, -1] * 2).long()
     expected = torch.lerp(labels, labels[partners], share.unsqueeze(1))
     assert torch.equal(items.__getitems__([0, 1])["labels"], expected)
