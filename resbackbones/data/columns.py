@@ -398,8 +398,8 @@ def _kind(dataset: "Dataset", column: str, wanted: str | None) -> str | None:
         by_name = next((m for m in MEDIA if column.strip().lower() in USUAL[m]), None)
         kind = _medium(paths) or by_name or wanted
     elif holds_waves(feature):
-        by_name = column.strip().lower() in (*USUAL["audio"], "array")
-        kind = "audio" if isinstance(feature, dict) or by_name or wanted == "audio" else None
+        called_so = column.strip().lower() in (*USUAL["audio"], "array")
+        kind = "audio" if isinstance(feature, dict) or called_so or wanted == "audio" else None
     elif kind not in MEDIA:
         kind = None
     return kind if wanted in (None, kind) else None

@@ -66,8 +66,8 @@ def encode_waves(dataset: "Dataset", column: str) -> list[dict[str, Any] | None]
 
 def _encoded(table: Any, columns: list[str], kind: str) -> Iterator[dict[str, Any] | None]:
     for row, cells in enumerate(_cells(table, columns)):
-        array, rate = cells if len(cells) == 2 else (cells[0], None)
-        if array.is_valid and rate is None:
+        array, rate = cells[0], cells[-1]
+        if len(cells) == 1 and array.is_valid:
             array, rate = array["array"], array["sampling_rate"]
         if not array.is_valid:
             yield None

@@ -1,5 +1,7 @@
 """Means and deviations of features, learned once from training clips and saved with the model."""
 
+from typing import Any
+
 import torch
 
 from resbackbones.core.context import valid_mask
@@ -24,7 +26,12 @@ def learn_normalization(
     >>> extractor.options["normalize"], len(extractor.options["means"])
     ('global', 40)
     """
-    options = {**extractor.options, "normalize": "none", "means": None, "deviations": None}
+    options: dict[str, Any] = {
+        **extractor.options,
+        "normalize": "none",
+        "means": None,
+        "deviations": None,
+    }
     plain = ResidualFeatureExtractor(**options)
     count = 0
     total, squares = (torch.zeros(extractor.feature_size, dtype=torch.float64) for _ in range(2))

@@ -18,10 +18,10 @@ class ResidualAudioClassificationPipeline(AudioClassificationPipeline):
     """`transformers.pipeline("audio-classification", model=…)`; of models with another feature
     extractor it is transformers' own."""
 
-    def preprocess(self, inputs: Any) -> Any:
+    def preprocess(self, inputs: Any) -> Any:  # type: ignore[override]  # as in its own base
         return self._swapped(super().preprocess(inputs))
 
-    def _forward(self, model_inputs: Any) -> Any:
+    def _forward(self, model_inputs: Any) -> Any:  # type: ignore[override]
         return super()._forward(self._swapped(model_inputs))
 
     def _swapped(self, values: Any) -> Any:
