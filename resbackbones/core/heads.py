@@ -5,7 +5,7 @@ import dataclasses
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial, reduce
+from functools import reduce
 from typing import Any
 
 import torch
@@ -194,8 +194,11 @@ class Pooling(nn.Module):
             nn.init.zeros_(self.attention.weight)
         elif head.pooling == "attentive_statistics":
             self.attention = AttentiveStatistics(channels)
-        norms = {"layer": partial(nn.LayerNorm, eps=1e-6), "batch": nn.BatchNorm1d}
-        self.norm = norms[head.norm](self.width) if head.norm in norms else None
+        self.norm: nn.LayerNorm | nn.BatchNorm1d | None = None
+        if head.norm == "layer":
+            self.norm = nn.LayerNorm(self.width, eps=1e-6)
+        elif head.norm == "batch":
+            self.norm = nn.BatchNorm1d(self.width)
 
     def pool(self, feature: Tensor, lengths: Tensor | None = None) -> Tensor:
         """The pooled feature `(B, D)`, normalised where the head does so; `lengths` `(B,)` are the
