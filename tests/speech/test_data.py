@@ -99,6 +99,16 @@ def test_variation_depends_on_seed_epoch_and_row_alone(options: dict[str, float]
         assert (changed["input_features"] - heard([0])["input_features"]).abs().max() > 0.1
 
 
+def test_a_long_neighbour_changes_nothing() -> None:
+    augment = Augment(noise=1.0, reverb=1.0, speed=0.1)
+    items = AudioItems(clips(1600, 16_000), ResidualFeatureExtractor(), augment)
+    for epoch in range(10):
+        items.set_epoch(epoch)
+        alone = items[0]["input_features"]
+        beside = items.__getitems__([0, 1])["input_features"][0, :, :11]
+        torch.testing.assert_close(alone, beside, rtol=1e-4, atol=1e-3)
+
+
 def test_a_long_partner_takes_no_more_room_than_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     items = AudioItems(clips(1600, 2000, 160_000), ResidualFeatureExtractor(), Augment(mixup=0.5))
     shapes = []
