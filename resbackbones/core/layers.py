@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import math
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -182,7 +182,7 @@ class Split(Part):
     def reach(self, causal: bool) -> tuple[float, float]:
         return _through(self.inside(), causal)
 
-    def inside(self) -> tuple[Part, ...]:
+    def inside(self) -> tuple[Layer, ...]:
         layer = Layer(self.channels // self.scale, self.kernel, 1, self.dilation)
         return (layer,) * (self.scale - 1)
 
@@ -362,7 +362,7 @@ class Stage:
         return tuple(sizes), self.first_dilation
 
 
-def _through(parts: tuple[Part, ...], causal: bool) -> tuple[float, float]:
+def _through(parts: Sequence[Part], causal: bool) -> tuple[float, float]:
     """How far parts without a stride reach one after another."""
     reaches = [part.reach(causal) for part in parts]
     return sum(before for before, _ in reaches), sum(after for _, after in reaches)

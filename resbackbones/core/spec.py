@@ -253,7 +253,7 @@ class BackboneSpec:
             if self.stem.averaged:
                 pool = (AveragePool(width, size, size),)
             stem = (*self.stem.layers(), *pool)
-        stages = []
+        stages: list[tuple[tuple[Part, ...], tuple[Block, ...]]] = []
         for stage in self.stages:
             down: tuple[Part, ...] = ()
             size, apart = stage.window(self.dims)
