@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Categorical
 from torch.nn import functional
 
-from resbackbones.core.backbone import Backbone
+from resbackbones.core.backbone import Backbone, modes_kept
 from resbackbones.core.heads import Classifier, Head
+from resbackbones.core.layers import Layer, per_axis
 from resbackbones.core.spec import BackboneSpec
 from resbackbones.core.zoo import resolve
 from resbackbones.errors import InputError, nearest
@@ -189,6 +190,70 @@ class ResidualClassifier(ResidualPreTrainedModel):
         return shares * weights
 
 
+def class_heat(
+    model: ResidualClassifier, x: Tensor, label: str | int | None = None, stage: int = -1
+) -> tuple[Tensor, int]:
+    """Grad-CAM (Selvaraju et al. 2017, section 3): a feature's channels, each weighed by the mean
+    gradient of the class's logit, summed, what is negative left out.
+
+    Args:
+        model: in any mode; its modes, gradients and statistics stay as they are.
+        x: the backbone's input of one item, `(1, C, *space)`.
+        label: the class, by name or number; None for the likeliest.
+        stage: whose feature; the last one is the deepest and coarsest.
+
+    Returns:
+        float32 `(*space)` on the CPU, 1 where most speaks for the class and 0 where nothing does,
+        or nothing does anywhere; and the class's number.
+
+    Raises:
+        InputError: no such class or stage.
+    """
+    number = None if label is None else model.class_number(label)
+    stages, spec = len(model.backbone.channels), model.backbone.spec
+    if not -stages <= stage < stages:
+        raise InputError(f"the backbone has no stage {stage}; give {-stages} to {stages - 1}")
+    with modes_kept(model), torch.enable_grad():
+        model.eval()
+        # The input asks for a gradient, as the parameters may be frozen.
+        features = model.backbone(x.detach().requires_grad_())
+        logits = model.head(features[-1])[0]
+        number = int(logits.argmax()) if number is None else number
+        (gradient,) = torch.autograd.grad(logits[number], features[stage])
+    weights = gradient.flatten(2).mean(2).view(1, -1, *(1,) * spec.dims)
+    heat = functional.relu((weights * features[stage].detach()).sum(1, keepdim=True)).float().cpu()
+    heat = heat / heat.max().clamp(min=torch.finfo(heat.dtype).tiny)
+    if spec.dims == 1:
+        heat = heat.unsqueeze(2)
+    sides = [1] * (2 - spec.dims) + list(x.shape[2:])
+    heat = over_the_input(heat, spec, stage % stages, sides)[0, 0]
+    return (heat[0] if spec.dims == 1 else heat), number
+
+
+def over_the_input(heat: Tensor, spec: BackboneSpec, stage: int, sides: Sequence[int]) -> Tensor:
+    """A map of a stage's cells `(1, 1, h, w)` over the input, `(1, 1, H, W)`, bilinearly; of a
+    sequence both are one row high.
+
+    Cell i is where its window has its centre: on position i * stride, not in the middle of so many
+    positions, as a window of odd size lies evenly around each; in that middle where patches are cut
+    out. Stretching the map from rim to rim would shift it by half a cell.
+    """
+    parts = list(spec.plan.stem)
+    for down, blocks in spec.plan.stages[: stage + 1]:
+        parts += [*down, *(part for block in blocks for part in (*block.pre, *block.branch))]
+    places = []
+    for axis, (side, cells) in enumerate(zip(sides, heat.shape[2:], strict=True), spec.dims - 2):
+        first, step = 0.0, 1  # the first cell's place, and how far the next one is
+        for part in parts if axis >= 0 else ():  # the row of a sequence is its own
+            if isinstance(part, Layer):
+                kernel = per_axis(part.kernel, spec.dims)[axis]
+                first += step * (kernel - 1) / 2 * (kernel % 2 == 0)
+            step *= per_axis(part.stride, spec.dims)[axis]
+        places.append((torch.arange(side) - first) / step / max(1, cells - 1) * 2 - 1)
+    grid = torch.stack(torch.meshgrid(*places, indexing="ij"), -1).flip(-1)[None]
+    return functional.grid_sample(heat, grid, padding_mode="border", align_corners=True)
+
+
 def class_weights(counts: Tensor, power: float = 1.0) -> Tensor:
     """What an item (or pixel) of each class should count in the loss, float `(K,)`, 1 on average
     over items.
@@ -257,4 +322,9 @@ def check_top_k(top_k: int | None) -> None:
         raise InputError(f"top_k={top_k!r} is no count of classes; give 1 or more, or None")
 
 
-__all__: Sequence[str] = ("ResidualClassifier", "class_weights", "classifier_options")
+__all__: Sequence[str] = (
+    "ResidualClassifier",
+    "class_heat",
+    "class_weights",
+    "classifier_options",
+)

@@ -201,6 +201,8 @@ class Experiment:
         split: what is measured on, where it is neither "test" nor, without that, "validation".
         per: what the multiply-adds are counted for, and how many of these an item has.
         sample: what a trained model makes, as text, for the record.
+        calibrate: what is still chosen for the model of a seed, and written to its folder, before
+            it is saved; and what there is to say of it, for the record.
     """
 
     splits: Splits
@@ -216,6 +218,7 @@ class Experiment:
     split: str = ""
     per: tuple[str, int] = ("item", 1)
     sample: Callable[[Any], str] | None = None
+    calibrate: Callable[[Any, Path], str] | None = None
 
     @property
     def skipped(self) -> list[str]:
@@ -381,7 +384,9 @@ def one_seed(
 
     measure = partial(evaluate, batch_size=config.evaluation_batch_size, budget=config.budget)
     model, result = trained(made, made.validation, place)
+    told = ""
     if world.first:
+        told = "" if made.calibrate is None else made.calibrate(model, place)
         model.save_pretrained(place / "model")
     metric = model.metric()
     if not parts:
@@ -391,7 +396,7 @@ def one_seed(
         counted = other.metric()
         measure(other, part.test, counted)
         metric.merge(counted)
-    sample = "" if (write := made.sample) is None else world.once(lambda: write(model))
+    sample = told if (write := made.sample) is None else world.once(lambda: write(model))
     return Run(seed, metric, result, sample)
 
 

@@ -10,7 +10,9 @@ from transformers import (
 
 from resbackbones.speech.augment import Augment
 from resbackbones.speech.data import AudioItems
-from resbackbones.speech.frontend import FrontEnd, ResidualFeatureExtractor
+from resbackbones.speech.detection import Detection, Detector, Listener, operating_curve
+from resbackbones.speech.explain import grad_cam
+from resbackbones.speech.frontend import FrontEnd, ResidualFeatureExtractor, resample
 from resbackbones.speech.models import ResidualForAudioClassification, ResidualSpeechConfig
 from resbackbones.speech.normalization import learn_normalization
 from resbackbones.speech.pipeline import register
@@ -39,7 +41,10 @@ __all__ = [
     "AudioItems",
     "Augment",
     "Clips",
+    "Detection",
+    "Detector",
     "FrontEnd",
+    "Listener",
     "ResidualFeatureExtractor",
     "ResidualForAudioClassification",
     "ResidualForAudioXVector",
@@ -53,9 +58,11 @@ __all__ = [
     "decode",
     "draw_det",
     "equal_error_rate",
+    "grad_cam",
     "learn_normalization",
     "make_trials",
     "min_detection_cost",
+    "operating_curve",
     "read_clips",
     "read_trials",
     "resample",

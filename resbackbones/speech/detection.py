@@ -1,10 +1,10 @@
 """Listening on and on: a classifier of short clips reads a long signal as it comes, and says which
 words it heard and when.
 
-`Listener` gives the classes' scores of the last second or so, once per hop; `Detector` makes moments
-of them: scores are smoothed, a threshold decides, and a word that was heard is not heard again for
-a while (Chen et al. 2014, section 2.3). How often that misses a word, and how often it hears one
-where none was spoken, is an `OperatingCurve`.
+`Listener` gives the classes' scores of the last second or so, once per hop; `Detector` makes
+moments of them: scores are smoothed, a threshold decides, and a word that was heard is not heard
+again for a while (Chen et al. 2014, section 2.3). How often that misses a word, and how often it
+hears one where none was spoken, is an `OperatingCurve`.
 """
 
 import copy

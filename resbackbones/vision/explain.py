@@ -6,11 +6,8 @@ from typing import Any
 import PIL.Image
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from resbackbones.core.backbone import modes_kept
-from resbackbones.core.layers import Layer, per_axis
-from resbackbones.core.spec import BackboneSpec
+from resbackbones.classifier import class_heat
 from resbackbones.errors import InputError, nearest
 from resbackbones.vision.images import open_image, read_image
 from resbackbones.vision.models import ResidualForImageClassification
@@ -41,47 +38,11 @@ def grad_cam(
     Raises:
         InputError: no such class or stage, or what `model.pixel_values` refuses.
     """
-    number = None if label is None else model.class_number(label)
-    stages = len(model.backbone.channels)
-    if not -stages <= stage < stages:
-        raise InputError(f"the backbone has no stage {stage}; give {-stages} to {stages - 1}")
     image = read_image(image, model.processor)
     x = model.pixel_values(image).to(model.device, model.dtype)
-    with modes_kept(model), torch.enable_grad():
-        model.eval()
-        # The input asks for a gradient, as the parameters may be frozen.
-        features = model.backbone(x.requires_grad_())
-        logits = model.head(features[-1])[0]
-        score = logits[int(logits.argmax()) if number is None else number]
-        (gradient,) = torch.autograd.grad(score, features[stage])
-    weights = gradient.mean((2, 3), keepdim=True)
-    heat = functional.relu((weights * features[stage].detach()).sum(1, keepdim=True)).float().cpu()
-    heat = heat / heat.max().clamp(min=torch.finfo(heat.dtype).tiny)
-    heat = _over_the_input(heat, model.backbone.spec, stage % stages, list(x.shape[2:]))
+    heat, _ = class_heat(model, x, label, stage)
     pixels = model.processor.process_image(image)
-    return model.processor.unfit(heat, *pixels.shape[-2:])[0, 0]
-
-
-def _over_the_input(heat: Tensor, spec: BackboneSpec, stage: int, sides: Sequence[int]) -> Tensor:
-    """A map of a stage's cells `(1, 1, h, w)` over the input, `(1, 1, H, W)`, bilinearly.
-
-    Cell i is where its window has its centre: on position i * stride, not in the middle of so many
-    positions, as a window of odd size lies evenly around each; in that middle where patches are cut
-    out. Stretching the map from rim to rim would shift it by half a cell.
-    """
-    parts = list(spec.plan.stem)
-    for down, blocks in spec.plan.stages[: stage + 1]:
-        parts += [*down, *(part for block in blocks for part in (*block.pre, *block.branch))]
-    places = []
-    for axis, (side, cells) in enumerate(zip(sides, heat.shape[2:], strict=True)):
-        first, step = 0.0, 1  # the first cell's place, and how far the next one is
-        for part in parts:
-            if isinstance(part, Layer) and (kernel := per_axis(part.kernel, 2)[axis]) % 2 == 0:
-                first += step * (kernel - 1) / 2
-            step *= per_axis(part.stride, 2)[axis]
-        places.append((torch.arange(side) - first) / step / max(1, cells - 1) * 2 - 1)
-    grid = torch.stack(torch.meshgrid(*places, indexing="ij"), -1).flip(-1)[None]
-    return functional.grid_sample(heat, grid, padding_mode="border", align_corners=True)
+    return model.processor.unfit(heat[None, None], *pixels.shape[-2:])[0, 0]
 
 
 def overlay(

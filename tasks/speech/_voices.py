@@ -84,8 +84,8 @@ def split_voices(seed: int = 0) -> dict[str, list[str]]:
 
 
 def speak(utterances: Sequence[Utterance], seed: int = 0) -> Iterator[Tensor]:
-    """Each one as float32 `(samples,)` from -1 to 1 at 16 kHz, as it is said. The same list and seed
-    give the same samples.
+    """Each one as float32 `(samples,)` from -1 to 1 at 16 kHz, as it is said. The same list and
+    seed give the same samples.
 
     Raises:
         InputError: espeak-ng is not installed, or fails.

@@ -13,9 +13,9 @@ spectrogram as a picture; tc_resnet8, tc_resnet14, matchboxnet_3x1 take the feat
 channels and need a fraction of the arithmetic.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 from resbackbones.core.zoo import resolve
@@ -24,22 +24,22 @@ from resbackbones.speech import (
     AudioItems,
     Augment,
     ResidualFeatureExtractor,
-    decode,
     read_clips,
 )
 from resbackbones.speech import ResidualForAudioClassification as Model
-from resbackbones.speech.recordings import FULL_SCALE
 from resbackbones.train.options import Keep, Kind, Schedule
-from tasks._classification import Classification
 from tasks._recipe import Experiment, Spec, Task
 from tasks._using import run
 from tasks.speech._baseline import baseline
+from tasks.speech._listening import Listening, calibrate, explain, negatives, readable, tell
+from tasks.speech._wakeword import spoken
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(Classification):
-    spec: Spec = "mel_resnet14"
-    """A net in resbackbones.SPECS, of two dimensions or of one."""
+class Config(Listening):
+    spec: Spec = None  # type: ignore[assignment]
+    """A net in resbackbones.SPECS, of two dimensions or of one (mel_resnet14; of --phrase
+    tc_resnet8)."""
     features: Literal["log_mel", "mfcc"] = "log_mel"
     """What the net hears: as many as a 1-D net has input channels, 40 for a 2-D one."""
     sampling_rate: int = 16000
@@ -50,7 +50,8 @@ class Config(Classification):
     """Vary training clips: place, speed, speaker, loudness, noise, blanks."""
     mixup: float = 0.2
     """Most that another clip and its label may take of a training clip (Zhang 2018); 0 is off."""
-    epochs: int = 60
+    epochs: int = None  # type: ignore[assignment]
+    """Passes over the training clips (60; of --phrase 20)."""
     batch_size: int = 128
     budget: int | None = 40_000
     optimizer: Kind = "adamw"
@@ -59,6 +60,13 @@ class Config(Classification):
     weight_decay: float = 0.01
     clip: float = 5.0
     keep: Keep = "last"  # one-cycle ends at its best, and a small validation split is no judge
+
+    def __post_init__(self) -> None:
+        usual = ("tc_resnet8", 20) if self.phrase else ("mel_resnet14", 60)
+        for name, value in zip(("spec", "epochs"), usual, strict=True):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+        super().__post_init__()
 
 
 def experiment(config: Config) -> Experiment:
@@ -70,7 +78,12 @@ def experiment(config: Config) -> Experiment:
         feature_size=40 if spec.dims == 2 else spec.in_channels,
         sampling_rate=config.sampling_rate,
     )
-    splits = config.open("audio")
+    data, speech = config.data, None
+    if config.phrase is not None:
+        data, speech = spoken(config.phrase, config.hours)
+    if config.negatives is not None:
+        speech = negatives(config.negatives, config.sampling_rate)
+    splits = replace(config, phrase=None, data=data).open("audio")
     names, problem = splits.train.target.names, config.problem_type
     build = partial(Model.build, spec, labels=names, processor=extractor, problem_type=problem)
     build()  # what does not fit together is told before the recordings are read
@@ -88,22 +101,20 @@ def experiment(config: Config) -> Experiment:
         config.weighing(build, train),
         partial(baseline, train, validation, test),
         f"The training {train.found()}.",
+        calibrate=speech and partial(calibrate, config, validation, test, speech),
     )
 
 
 def items(config: Config, source: Source, processor: ResidualFeatureExtractor) -> AudioItems:
-    return AudioItems(
-        source,
-        processor,
-        on_bad=config.on_bad,
-        max_seconds=config.max_seconds,
-        device=config.where,
-    )
+    options = {"on_bad": config.on_bad, "max_seconds": config.max_seconds, "device": config.where}
+    return AudioItems(source, processor, **options)
 
 
-def read(path: Path, processor: ResidualFeatureExtractor) -> list[Any]:
-    samples = decode(path, processor.sampling_rate).float() / FULL_SCALE
-    return [{"raw": samples.numpy(), "sampling_rate": processor.sampling_rate}]
+def asked(config: Config, model: Model, inputs: Sequence[Any]) -> None:
+    for file in config.listen:
+        tell(model, file)
+    if config.explain is not None:
+        explain(model, inputs, config.explain)
 
 
 USE = """
@@ -115,7 +126,10 @@ samples, rate = soundfile.read("clip.wav", dtype="float32", always_2d=True)
 print(recognise({{"array": samples.mean(1), "sampling_rate": rate}}, top_k=3))
 """
 GPU = {"epochs": 120, "batch_size": 256, "budget": 80_000}
-TASK = Task("spot_keywords", "audio", Config, experiment, items, (Model,), read, USE, GPU)
+TASK = Task(
+    *("spot_keywords", "audio", Config, experiment, items, (Model,), readable, USE, GPU),
+    predicted=asked,
+)
 
 if __name__ == "__main__":
     run(TASK)

@@ -12,13 +12,13 @@ from torch import Tensor
 from torch.nn import functional
 
 import resbackbones as rb
+from resbackbones.classifier import over_the_input
 from resbackbones.vision import (
     ResidualForImageClassification,
     ResidualImageProcessor,
     grad_cam,
     overlay,
 )
-from resbackbones.vision.explain import _over_the_input
 
 
 def looker(**options: Any) -> ResidualForImageClassification:
@@ -128,7 +128,7 @@ def test_the_map_lies_where_its_cells_look(spec: str) -> None:
             continue
         heat = torch.zeros_like(feature[:, :1])
         heat[..., cell, cell] = 1
-        place = _over_the_input(heat.detach(), small, stage, [256, 256])[0, 0].sum(1)
+        place = over_the_input(heat.detach(), small, stage, [256, 256])[0, 0].sum(1)
         middle = (place * torch.arange(256)).sum() / place.sum()
         assert middle.item() == pytest.approx((rows.min() + rows.max()).item() / 2, abs=0.01)
 

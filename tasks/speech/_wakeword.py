@@ -1,0 +1,261 @@
+"""A wake word from a phrase alone: synthesised speech that has it, and much that has not.
+
+No voice is in two of train, validation and test. What is not the phrase is other words, and words
+that sound like it: parts of it, its sounds in another order, and with sounds exchanged; those of
+the test split were not trained on either. Everything follows from the phrase and a seed.
+"""
+
+import hashlib
+import io
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+from datasets import ClassLabel, Dataset, Features, Value
+
+from resbackbones.errors import InputError
+from tasks.speech._listening import Negatives
+from tasks.speech._voices import ACCENTS, RATE, Utterance, phonemes, speak, split_voices
+from tasks.speech._words import WORDS
+
+OTHER = "other"
+CACHE = Path("runs/spoken")
+SAID = {"train": 24, "validation": 12, "test": 24}  # of the phrase by each voice
+LIKE = {"train": 24, "validation": 8, "test": 8}  # of what sounds like it
+SENTENCES = {"train": 24, "validation": 8, "test": 8}
+MARGIN = 0.4  # seconds of a clip beside the phrase
+LIKENESS = 0.1  # share of the words of a sentence that sound like the phrase
+HELD_OUT = {"train": (0, 1, 2), "validation": (3,), "test": (4,)}  # of what sounds like it, by hash
+Noise = np.random.Generator
+
+
+def folder(phrase: str, seed: int = 0) -> Path:
+    """The folder of clips of a phrase, made now if it is not there: Parquet files that the recipe
+    opens as any others, of two classes, the phrase and "other".
+
+    Raises:
+        InputError: a phrase without a word, espeak-ng is missing, or the folder cannot be written.
+    """
+    sounds = Sounds(phrase)
+    code = b"".join(sorted(path.read_bytes() for path in Path(__file__).parent.glob("_[evw]*.py")))
+    mark = hashlib.sha256(f"{phrase} {seed}".encode() + code).hexdigest()[:8]
+    where = CACHE / f"{'-'.join(phrase.lower().split())}-{mark}"
+    if where.is_dir():
+        return where
+    try:
+        where.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=where.name + ".", dir=where.parent))
+    except OSError as error:
+        raise InputError(f"cannot write {CACHE} ({error.strerror}); start elsewhere") from error
+    try:
+        length = 0
+        for split, voices in split_voices().items():
+            made = Split(sounds, split, voices, seed)
+            length = length or made.length
+            made.clips(length).to_parquet(scratch / f"{split}.parquet")
+        if not where.is_dir():  # else another run was faster
+            os.replace(scratch, where)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return where
+
+
+def speech(phrase: str, split: str, hours: float, seed: int = 0) -> Iterator[torch.Tensor]:
+    """Hours of sentences without the phrase by the voices of a split, piece by piece: float32
+    `(samples,)` at 16 kHz."""
+    return Split(Sounds(phrase), split, split_voices()[split], seed).speech(hours)
+
+
+def spoken(phrase: str, hours: float) -> tuple[str, Negatives]:
+    """The folder of clips of a phrase, and hours of speech without it by the voices of validation
+    and as many by those of test."""
+    print(f"synthesising speech for {phrase!r} ...", flush=True)
+    halves = [partial(speech, phrase, split, hours) for split in ("validation", "test")]
+    name = f"{hours:g} + {hours:g} hours of synthesised speech"
+    return str(folder(phrase)), Negatives(*halves, name, (3600 * hours,) * 2)
+
+
+class Sounds:
+    """A phrase in phonemes, and what sounds like it."""
+
+    def __init__(self, phrase: str) -> None:
+        self.phrase = phrase
+        self.words, *others = phonemes([phrase, *WORDS])
+        self.others = sorted({sound for (word, *_) in others for sound in word})
+        self.own = {"".join(word) for word in self.words}
+
+    def alike(self, random: Noise, parts: Sequence[int]) -> str:
+        """Something like the phrase that is not it, of those whose hash is one of these parts."""
+        while True:
+            words = [list(word) for word in self.words]
+            how = random.integers(4)
+            if how == 0 and len(words) > 1:  # some of its words, or in another order
+                kept = random.permutation(len(words))[: random.integers(1, len(words) + 1)]
+                words = [words[place] for place in kept]
+            elif how == 1:  # a part of it
+                flat = [sound for word in words for sound in word]
+                size = random.integers(max(1, len(flat) // 3), max(2, 3 * len(flat) // 4 + 1))
+                start = random.integers(0, len(flat) - size + 1)
+                words = [flat[start : start + size]]
+            else:  # with sounds exchanged, a third of them at least
+                count = sum(map(len, words))
+                for _ in range(max(1, random.integers(count // 3, max(2, 2 * count // 3)))):
+                    word = words[random.integers(len(words))]
+                    place = random.integers(len(word))
+                    same = [s for s in self.others if _is_vowel(s) == _is_vowel(word[place])]
+                    word[place] = same[random.integers(len(same))]
+            text = " ".join(f"[[{''.join(word)}]]" for word in words)
+            known = {"".join(word) for word in words}
+            part = int(hashlib.sha256(text.encode()).hexdigest()[:8], 16) % 5
+            # A phrase of one or two sounds may have no such neighbour in some part.
+            if (
+                words != self.words
+                and known != self.own
+                and (part in parts or random.random() < 0.01)
+            ):
+                return text
+
+    def sentence(self, random: Noise, parts: Sequence[int]) -> str:
+        """Words, among them some that sound like the phrase."""
+        words = [
+            self.alike(random, parts)
+            if random.random() < LIKENESS
+            else WORDS[random.integers(len(WORDS))]
+            for _ in range(random.integers(4, 13))
+        ]
+        text = " ".join(words)
+        # Chance may say the phrase itself.
+        return self.sentence(random, parts) if self.phrase.lower() in text else text
+
+
+class Split:
+    """The speech of some voices."""
+
+    def __init__(self, sounds: Sounds, split: str, voices: Sequence[str], seed: int) -> None:
+        self.sounds, self.split, self.voices = sounds, split, voices
+        self.seed = [seed, list(HELD_OUT).index(split)]
+        random = np.random.default_rng(self.seed)
+        parts = HELD_OUT[split]
+        self.said, self.like, self.other = (
+            [self._utterance(text(), voice, random) for voice in voices for _ in range(count)]
+            for text, count in (
+                (lambda: sounds.phrase, SAID[split]),
+                (lambda: sounds.alike(random, parts), LIKE[split]),
+                (lambda: sounds.sentence(random, parts), SENTENCES[split]),
+            )
+        )
+        self.random = random
+
+    def _utterance(self, text: str, voice: str, random: Noise) -> Utterance:
+        accent = ACCENTS[random.integers(len(ACCENTS))]
+        speed, pitch, rises = (int(random.integers(*r)) for r in ((120, 240), (25, 76), (20, 90)))
+        return Utterance(f"{accent}+{voice}", text, speed, pitch, rises)
+
+    @property
+    def length(self) -> int:
+        """Samples of a clip that has nearly all renditions of the phrase whole."""
+        spoken = sorted(len(trimmed(x.numpy())) for x in speak(self.said, self.seed[0]))
+        tenth = RATE // 10
+        return -(-round(spoken[int(0.98 * len(spoken))] + MARGIN * RATE) // tenth) * tenth
+
+    def clips(self, length: int) -> Dataset:
+        """Clips of so many samples, half a third of them with the phrase."""
+        random = self.random
+        spoken = [x.numpy() for x in speak([*self.said, *self.like, *self.other], self.seed[0])]
+        said, rest = spoken[: len(self.said)], spoken[len(self.said) :]
+        like, other = rest[: len(self.like)], rest[len(self.like) :]
+        rows = []
+
+        def add(samples: np.ndarray, label: int, voice: str) -> None:
+            samples = noisy(samples, random)
+            buffer = io.BytesIO()
+            soundfile.write(buffer, samples, RATE, format="FLAC", subtype="PCM_16")
+            audio = {"bytes": buffer.getvalue(), "path": f"{self.split}-{len(rows)}.flac"}
+            rows.append({"audio": audio, "label": label, "speaker": voice.partition("+")[2]})
+
+        for label, about, words in ((0, self.said, said), (1, self.like, like)):
+            for each, word in zip(about, words, strict=True):
+                around = other[random.integers(len(other))]
+                add(placed(trimmed(word), around, length, random), label, each.voice)
+        for each, sentence in zip(self.other, other, strict=True):
+            for _ in range(2):
+                add(cut(sentence, length, random), 1, each.voice)
+        for _ in range(len(said) // 8):  # nothing but noise
+            add(np.zeros(length, np.float32), 1, "+noise")
+        features = Features(
+            {
+                "audio": {"bytes": Value("binary"), "path": Value("string")},
+                "label": ClassLabel(names=[self.sounds.phrase, OTHER]),
+                "speaker": Value("string"),
+            }
+        )
+        return Dataset.from_list(rows, features)
+
+    def speech(self, hours: float) -> Iterator[torch.Tensor]:
+        random = np.random.default_rng([*self.seed, 1])
+        left, number = round(3600 * hours * RATE), 0
+        while left > 0:
+            number += 1
+            some = [
+                self._utterance(self.sounds.sentence(random, HELD_OUT[self.split]), voice, random)
+                for voice in self.voices
+            ]
+            for spoken in speak(some, self.seed[0] + number):
+                pause = np.zeros(int(random.integers(RATE // 10, RATE)), np.float32)
+                piece = noisy(np.concatenate([spoken.numpy(), pause])[:left], random)
+                left -= len(piece)
+                yield torch.from_numpy(piece)
+                if left <= 0:
+                    return
+
+
+def trimmed(samples: np.ndarray) -> np.ndarray:
+    """Without the silence around it."""
+    loud = np.flatnonzero(np.abs(samples) > 0.02 * np.abs(samples).max())
+    return samples[loud[0] : loud[-1] + 1]
+
+
+def placed(word: np.ndarray, around: np.ndarray, length: int, random: Noise) -> np.ndarray:
+    """A word near the end of a clip; before and behind it is silence or, of half of them each,
+    other speech."""
+    word = word[:length]
+    behind = int(random.integers(0, min(int(MARGIN * RATE), length - len(word)) + 1))
+    before = length - len(word) - behind
+    gaps = random.integers(RATE // 50, RATE // 4, 2)
+    first, last = np.zeros(before, np.float32), np.zeros(behind, np.float32)
+    if random.random() < 0.5:
+        tail = around[: max(0, before - gaps[0])]
+        first[before - gaps[0] - len(tail) : before - gaps[0]] = tail
+    if random.random() < 0.5:
+        head = around[: max(0, behind - gaps[1])]
+        last[gaps[1] : gaps[1] + len(head)] = head
+    return np.concatenate([first, word, last])
+
+
+def cut(sentence: np.ndarray, length: int, random: Noise) -> np.ndarray:
+    """A part of a sentence, from anywhere in it."""
+    padded = np.pad(sentence, (length // 2, length // 2 + max(0, length - len(sentence))))
+    start = int(random.integers(0, len(padded) - length + 1))
+    return padded[start : start + length]
+
+
+def noisy(samples: np.ndarray, random: Noise) -> np.ndarray:
+    """Of any loudness, with noise 5 to 35 dB below it of any colour from white to brown."""
+    power = np.mean(np.square(samples, dtype=np.float64)) or 1e-3
+    shape = np.fft.rfft(random.standard_normal(len(samples)))
+    shape *= np.maximum(np.arange(len(shape)), 1.0) ** -random.uniform(0, 1)
+    noise = np.fft.irfft(shape, len(samples))
+    noise *= np.sqrt(power / np.mean(np.square(noise)) * 10 ** -(random.uniform(0.5, 3.5)))
+    mixed = samples + noise
+    loudest = 10 ** random.uniform(-1.5, -0.05)
+    return (mixed * (loudest / np.abs(mixed).max())).astype(np.float32)
+
+
+def _is_vowel(sound: str) -> bool:
+    return sound.lstrip("',%").startswith(tuple("aeiouAEIOU@03V"))
