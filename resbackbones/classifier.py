@@ -213,17 +213,25 @@ def class_heat(
     stages, spec = len(model.backbone.channels), model.backbone.spec
     if not -stages <= stage < stages:
         raise InputError(f"the backbone has no stage {stage}; give {-stages} to {stages - 1}")
+    kept: list[Tensor] = []
+    module = model.backbone.stages[stage]
+    handle = module.register_forward_hook(lambda _, inputs, output: kept.append(output))
     with modes_kept(model), torch.enable_grad():
         model.eval()
         # The input asks for a gradient, as the parameters may be frozen.
-        features = model.backbone(x.detach().requires_grad_())
-        logits = model.head(features[-1])[0]
+        try:
+            whole = model.backbone(x.detach().requires_grad_(), stages=(-1,))
+        finally:
+            handle.remove()
+        # Of a sequence, what the last feature is made of is a stage's own output, one row high.
+        feature = whole[-1] if stage % stages == stages - 1 else kept[0]
+        logits = model.head(whole[-1])[0]
         number = int(logits.argmax()) if number is None else number
-        (gradient,) = torch.autograd.grad(logits[number], features[stage])
-    weights = gradient.flatten(2).mean(2).view(1, -1, *(1,) * spec.dims)
-    heat = functional.relu((weights * features[stage].detach()).sum(1, keepdim=True)).float().cpu()
+        (gradient,) = torch.autograd.grad(logits[number], feature)
+    weights = gradient.flatten(2).mean(2).view(1, -1, *(1,) * (feature.ndim - 2))
+    heat = functional.relu((weights * feature.detach()).sum(1, keepdim=True)).float().cpu()
     heat = heat / heat.max().clamp(min=torch.finfo(heat.dtype).tiny)
-    if spec.dims == 1:
+    if heat.ndim == 3:
         heat = heat.unsqueeze(2)
     sides = [1] * (2 - spec.dims) + list(x.shape[2:])
     heat = over_the_input(heat, spec, stage % stages, sides)[0, 0]

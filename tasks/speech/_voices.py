@@ -7,6 +7,7 @@ rules, not recordings: what is measured on them says what a net can do, and less
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,7 @@ ACCENTS = (
     *("en-us", "en", "en-029", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-gb-x-gbcwmd"),
     "en-us-nyc",
 )
+KIN = "andy anika edward robo".split()  # in the names of voices made of one another
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,8 @@ class Utterance:
 
 
 def variants() -> list[str]:
-    """The voices, each of which speaks with any accent.
+    """The voices, each of which speaks with any accent; but for those with breath in them, which
+    say the same thing a little differently each time.
 
     Raises:
         InputError: espeakng-loader is not installed.
@@ -61,7 +64,8 @@ def variants() -> list[str]:
             "recordings with --data"
         )
     folder = Path(found.origin).parent / "espeak-ng-data" / "voices" / "!v"
-    return sorted(path.name for path in folder.iterdir())
+    breath = re.compile(rb"^breath\b", re.MULTILINE)
+    return sorted(path.name for path in folder.iterdir() if not breath.search(path.read_bytes()))
 
 
 def split_voices(seed: int = 0) -> dict[str, list[str]]:
@@ -70,7 +74,7 @@ def split_voices(seed: int = 0) -> dict[str, list[str]]:
     families: dict[str, list[str]] = {}
     for name in variants():
         stem = name.rstrip("0123456789").lower()
-        stem = next((kin for kin in ("whisper", "edward", "robo") if stem.startswith(kin)), stem)
+        stem = next((kin for kin in KIN if kin in stem), stem)
         families.setdefault(name if stem in "fm" else stem, []).append(name)
     names = sorted(families)
     order = np.random.default_rng(seed).permutation(len(names))

@@ -26,9 +26,9 @@ from tasks.speech._words import WORDS
 
 OTHER = "other"
 CACHE = Path("runs/spoken")
-SAID = {"train": 24, "validation": 12, "test": 24}  # of the phrase by each voice
-LIKE = {"train": 24, "validation": 8, "test": 8}  # of what sounds like it
-SENTENCES = {"train": 24, "validation": 8, "test": 8}
+SAID = {"train": 16, "validation": 12, "test": 24}  # of the phrase by each voice
+LIKE = {"train": 16, "validation": 8, "test": 8}  # of what sounds like it
+SENTENCES = {"train": 16, "validation": 8, "test": 8}
 MARGIN = 0.4  # seconds of a clip beside the phrase
 LIKENESS = 0.1  # share of the words of a sentence that sound like the phrase
 HELD_OUT = {"train": (0, 1, 2), "validation": (3,), "test": (4,)}  # of what sounds like it, by hash
@@ -165,7 +165,7 @@ class Split:
         return -(-round(spoken[int(0.98 * len(spoken))] + MARGIN * RATE) // tenth) * tenth
 
     def clips(self, length: int) -> Dataset:
-        """Clips of so many samples, half a third of them with the phrase."""
+        """Clips of so many samples, about a quarter of them with the phrase."""
         random = self.random
         spoken = [x.numpy() for x in speak([*self.said, *self.like, *self.other], self.seed[0])]
         said, rest = spoken[: len(self.said)], spoken[len(self.said) :]
@@ -187,7 +187,7 @@ class Split:
             for _ in range(2):
                 add(cut(sentence, length, random), 1, each.voice)
         for _ in range(len(said) // 8):  # nothing but noise
-            add(np.zeros(length, np.float32), 1, "+noise")
+            add(np.zeros(length, np.float32), 1, f"+noise of {self.split}")
         features = Features(
             {
                 "audio": {"bytes": Value("binary"), "path": Value("string")},

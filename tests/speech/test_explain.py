@@ -59,7 +59,7 @@ def test_a_sequence_is_hot_when_the_sound_is_and_alike_over_its_bands() -> None:
 def test_any_net_and_stage_and_the_model_stays_as_it_was(name: str, changes: Any) -> None:
     torch.manual_seed(0)
     model = ResidualForAudioClassification.build(name, labels=["a", "b"], **changes)
-    model.requires_grad_(False).train()
+    model.train()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     for stage in (0, -1):
         heat = grad_cam(model, torch.randn(9000), 1, stage=stage)
@@ -74,8 +74,8 @@ def test_the_picture_says_when_where_and_what(dims: int, tmp_path: Path) -> None
     axes = figure.axes[0]
     assert axes.get_xlabel() == "seconds" and axes.get_ylabel() == "mel bands, Hz"
     assert axes.get_title(loc="left").startswith("a.wav: loud, ")
-    assert axes.images[0].get_extent()[:2] == [-0.005, 1.005]
-    assert [text.get_text() for text in axes.get_yticklabels()][-1] == "6,136"
+    assert axes.images[0].get_extent()[:2] == pytest.approx([-0.005, 1.005])
+    assert [text.get_text() for text in axes.get_yticklabels()][-1] == "5,728"  # of 36 of 40
     figure.savefig(tmp_path / "why.png")
     assert (tmp_path / "why.png").stat().st_size > 10_000
 

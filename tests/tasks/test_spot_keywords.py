@@ -175,3 +175,78 @@ def test_any_number_of_classes_per_clip(
     assert set(results["seed 0"]["per_class"]) == set(pitches)
     spot("--evaluate", "out/seed-0/model", "--data", "tones")
     assert "on 8 items of tones [test]" in capsys.readouterr().out
+
+
+def noises(folder: Path, count: int = 4) -> Path:
+    """Recordings of ten seconds without a keyword."""
+    random = np.random.default_rng(1)
+    folder.mkdir()
+    for index in range(count):
+        soundfile.write(folder / f"{index}.wav", 0.1 * random.standard_normal(80_000), 8000)
+    return folder
+
+
+@pytest.fixture
+def calibrated(recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A model that knows a low tone from others, and how often it hears one in noise."""
+    monkeypatch.chdir(tmp_path)
+    for split in ("train", "validation", "test"):
+        (recordings / split / "high").rename(recordings / split / "_unknown_")
+    arguments = ["--data", recordings, "--negatives", noises(tmp_path / "noises"), *SPEED[:2]]
+    arguments += ["--epochs", "30", "--batch-size", "16", "--device", "cpu", "--least-steps", "0"]
+    with pytest.warns(UserWarning, match=r"hours without a keyword cannot tell 0.5 false alarms"):
+        spot(*arguments, "--output", "out", "--record", "--mixup", "0")
+    return Path("out/seed-0/model")
+
+
+def test_negatives_choose_a_threshold_which_listening_uses(
+    calibrated: Path, recordings: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = " ".join(capsys.readouterr().out.split())
+    assert "Own words, 2 classes." in told and "chosen by half of noises and validation" in told
+    (record,) = load_records(Path("results"))
+    assert record.protocol.startswith("own words, 2 classes; 16 training and 4 validation rows")
+    assert "0 false alarms in 0.0 hours" in record.sample
+    assert (calibrated.parent / "false-alarms.png").is_file()
+
+    detection = json.loads((calibrated / "config.json").read_text())["detection"]
+    assert detection["keywords"] == ["low"] and 0 < detection["threshold"] < 1.01
+    # A low tone among silence is heard where it is, once.
+    random = np.random.default_rng(0)
+    tone = 0.3 * np.sin(2 * np.pi * 300 * np.arange(2000) / 8000)
+    sound = 0.001 * random.standard_normal(8 * 8000)
+    sound[4 * 8000 : 4 * 8000 + 2000] += tone
+    soundfile.write("long.wav", sound, 8000)
+    saved = json.loads((calibrated / "config.json").read_text())
+    saved["detection"]["threshold"] = 0.5  # of so short a training nothing is sure
+    (calibrated / "config.json").write_text(json.dumps(saved))
+    spot("--predict", calibrated, "--listen", "long.wav")
+    rows = [line.split("|")[1:4] for line in capsys.readouterr().out.splitlines()[2:]]
+    moments = [float(row[0]) for row in rows if row[1].strip() == "low"]
+    assert any(4 <= moment <= 5 for moment in moments), rows
+
+
+def test_an_answer_is_explained_as_a_picture(
+    calibrated: Path, recordings: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    low = recordings / "test" / "low"
+    spot("--predict", calibrated, low / "0.wav", "--explain", "why.png")
+    assert "why.png shows where the answer comes from" in capsys.readouterr().out
+    assert Path("why.png").stat().st_size > 10_000
+    spot("--predict", calibrated, low, "--explain", "pictures")
+    assert len(list(Path("pictures").glob("*.png"))) == 4
+
+
+def test_what_cannot_be_listened_to_is_said(
+    recordings: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    def told(*arguments: object) -> str:
+        return refused(spot, "--output", tmp_path / "out", *SPEED, *arguments)
+
+    assert "--predict MODEL" in told("--data", recordings, "--listen", "a.wav")
+    assert "--predict MODEL" in told("--data", recordings, "--explain", "a.png")
+    assert "--phrase or --data" in told("--data", recordings, "--phrase", "hey robot")
+    assert "number above 0" in told("--data", recordings, "--false-alarms", "0")
+    one = noises(tmp_path / "one", 1)
+    assert "need two or more" in told("--data", recordings, "--negatives", one)
+    assert "nowhere" in told("--data", recordings, "--negatives", tmp_path / "nowhere")
