@@ -26,11 +26,13 @@ from tasks.speech._words import WORDS
 
 OTHER = "other"
 CACHE = Path("runs/spoken")
-SAID = {"train": 16, "validation": 12, "test": 24}  # of the phrase by each voice
+SAID = {"train": 20, "validation": 12, "test": 24}  # of the phrase by each voice
 LIKE = {"train": 16, "validation": 8, "test": 8}  # of what sounds like it
 SENTENCES = {"train": 16, "validation": 8, "test": 8}
 MARGIN = 0.4  # seconds of a clip beside the phrase
-LIKENESS = 0.1  # share of the words of a sentence that sound like the phrase
+CUTS = 3  # clips of a sentence
+LIKENESS = 0.1  # share of the words of a sentence that sound like the phrase, of those cut
+RARE = 0.02  # and of hours of speech, where a neighbour every few seconds would be no speech
 HELD_OUT = {"train": (0, 1, 2), "validation": (3,), "test": (4,)}  # of what sounds like it, by hash
 Noise = np.random.Generator
 
@@ -104,10 +106,10 @@ class Sounds:
                 start = random.integers(0, len(flat) - size + 1)
                 words = [flat[start : start + size]]
             else:  # with sounds exchanged, a third of them at least
-                count = sum(map(len, words))
-                for _ in range(max(1, random.integers(count // 3, max(2, 2 * count // 3)))):
-                    word = words[random.integers(len(words))]
-                    place = random.integers(len(word))
+                places = [(word, place) for word in words for place in range(len(word))]
+                count = -(-len(places) // 3) + random.integers(max(1, len(places) // 3))
+                for number in random.permutation(len(places))[:count]:
+                    word, place = places[number]
                     same = [s for s in self.others if _is_vowel(s) == _is_vowel(word[place])]
                     word[place] = same[random.integers(len(same))]
             text = " ".join(f"[[{''.join(word)}]]" for word in words)
@@ -121,17 +123,17 @@ class Sounds:
             ):
                 return text
 
-    def sentence(self, random: Noise, parts: Sequence[int]) -> str:
-        """Words, among them some that sound like the phrase."""
+    def sentence(self, random: Noise, parts: Sequence[int], share: float = LIKENESS) -> str:
+        """Words, a share of them such that sound like the phrase."""
         words = [
             self.alike(random, parts)
-            if random.random() < LIKENESS
+            if random.random() < share
             else WORDS[random.integers(len(WORDS))]
             for _ in range(random.integers(4, 13))
         ]
         text = " ".join(words)
         # Chance may say the phrase itself.
-        return self.sentence(random, parts) if self.phrase.lower() in text else text
+        return self.sentence(random, parts, share) if self.phrase.lower() in text else text
 
 
 class Split:
@@ -184,7 +186,7 @@ class Split:
                 around = other[random.integers(len(other))]
                 add(placed(trimmed(word), around, length, random), label, each.voice)
         for each, sentence in zip(self.other, other, strict=True):
-            for _ in range(2):
+            for _ in range(CUTS):
                 add(cut(sentence, length, random), 1, each.voice)
         for _ in range(len(said) // 8):  # nothing but noise
             add(np.zeros(length, np.float32), 1, f"+noise of {self.split}")
@@ -203,7 +205,9 @@ class Split:
         while left > 0:
             number += 1
             some = [
-                self._utterance(self.sounds.sentence(random, HELD_OUT[self.split]), voice, random)
+                self._utterance(
+                    self.sounds.sentence(random, HELD_OUT[self.split], RARE), voice, random
+                )
                 for voice in self.voices
             ]
             for spoken in speak(some, self.seed[0] + number):
@@ -247,7 +251,8 @@ def cut(sentence: np.ndarray, length: int, random: Noise) -> np.ndarray:
 
 def noisy(samples: np.ndarray, random: Noise) -> np.ndarray:
     """Of any loudness, with noise 5 to 35 dB below it of any colour from white to brown."""
-    power = np.mean(np.square(samples, dtype=np.float64)) or 1e-3
+    sound = samples[samples != 0]  # silence is no part of how loud speech is
+    power = np.mean(np.square(sound, dtype=np.float64)) if len(sound) else 1e-3
     shape = np.fft.rfft(random.standard_normal(len(samples)))
     shape *= np.maximum(np.arange(len(shape)), 1.0) ** -random.uniform(0, 1)
     noise = np.fft.irfft(shape, len(samples))

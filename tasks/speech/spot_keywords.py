@@ -49,7 +49,7 @@ from tasks.speech._wakeword import spoken
 class Config(Listening):
     spec: Spec | None = None  # type: ignore[assignment]
     """A net in resbackbones.SPECS, of two dimensions or of one (mel_resnet14; of --phrase
-    tc_resnet8)."""
+    tc_resnet14)."""
     features: Literal["log_mel", "mfcc"] = "log_mel"
     """What the net hears: as many as a 1-D net has input channels, 40 for a 2-D one."""
     sampling_rate: int = 16000
@@ -58,8 +58,9 @@ class Config(Listening):
     """Longer recordings are cut there (four times the median length, at least 10 s)."""
     augment: bool = True
     """Vary training clips: place, speed, speaker, loudness, noise, blanks."""
-    mixup: float = 0.2
-    """Most that another clip and its label may take of a training clip (Zhang 2018); 0 is off."""
+    mixup: float | None = None  # type: ignore[assignment]
+    """Most that another clip and its label may take of a training clip (Zhang 2018; 0.2; of
+    --phrase 0, none)."""
     epochs: int | None = None  # type: ignore[assignment]
     """Passes over the training clips (60; of --phrase 30)."""
     batch_size: int = 128
@@ -72,8 +73,9 @@ class Config(Listening):
     keep: Keep = "last"  # one-cycle ends at its best, and a small validation split is no judge
 
     def __post_init__(self) -> None:
-        usual = ("tc_resnet8", 30) if self.phrase is not None else ("mel_resnet14", 60)
-        for name, value in zip(("spec", "epochs"), usual, strict=True):
+        spoken = self.phrase is not None
+        usual = ("tc_resnet14", 30, 0.0) if spoken else ("mel_resnet14", 60, 0.2)
+        for name, value in zip(("spec", "epochs", "mixup"), usual, strict=True):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
         super().__post_init__()
