@@ -12,7 +12,7 @@ from resbackbones.speech.augment import Augment
 from resbackbones.speech.data import AudioItems
 from resbackbones.speech.detection import Detection, Detector, Listener, operating_curve
 from resbackbones.speech.explain import grad_cam
-from resbackbones.speech.frontend import FrontEnd, ResidualFeatureExtractor, resample
+from resbackbones.speech.frontend import FrontEnd, ResidualFeatureExtractor
 from resbackbones.speech.models import ResidualForAudioClassification, ResidualSpeechConfig
 from resbackbones.speech.normalization import learn_normalization
 from resbackbones.speech.pipeline import register
