@@ -6,7 +6,7 @@ It is read by `BackboneSpec`, which rests on this file; hence a spec is of `Any`
 from collections.abc import Callable
 from typing import Any
 
-from resbackbones.core.branches import Broadcast
+from resbackbones.core.branches import Broadcast, Res2
 from resbackbones.core.layers import Gate, Part, per_axis
 
 # The compatibility table: why a combination does not exist, and how to recognise it.
@@ -20,6 +20,10 @@ REFUSALS: dict[str, Callable[[Any], bool]] = {
     ),
     "a broadcast branch cannot start at 0 (init='zero_last' or 'fixup'): what is not broadcast "
     "goes around its last convolution; use init='he'": lambda s: _broadcasts(s) and s.init != "he",
+    "norm='layer' after the activation of a Res2 branch divides by the deviation of the few channels "
+    "of a group, which ReLU often leaves all at 0: gradients explode; use another norm": (
+        lambda s: s.norm == "layer" and s.norm_after_activation and isinstance(s.branch, Res2)
+    ),
     "shortcut='none' leaves blocks with nothing around their branch, which is dead where branches "
     "start at 0 or small, or are dropped; use init='he', branch_scale='none' and drop_path=0, or "
     "another shortcut": (

@@ -167,6 +167,7 @@ REFUSED = [
     {"branch": rb.Broadcast(), "dims": 1},
     {"branch": rb.Broadcast(), "norm": "group"},
     {"branch": rb.Broadcast(), "init": "zero_last"},
+    {"branch": rb.Res2(), "norm": "layer", "norm_after_activation": True},
     {"shortcut": "none", "branch_scale": "rezero"},
     {"skip": "none", "init": "zero_last"},
     {"skip": "none", "init": "fixup", "norm": "none"},
