@@ -20,8 +20,8 @@ REFUSALS: dict[str, Callable[[Any], bool]] = {
     ),
     "a broadcast branch cannot start at 0 (init='zero_last' or 'fixup'): what is not broadcast "
     "goes around its last convolution; use init='he'": lambda s: _broadcasts(s) and s.init != "he",
-    "norm='layer' after the activation of a Res2 branch divides by the deviation of the few channels "
-    "of a group, which ReLU often leaves all at 0: gradients explode; use another norm": (
+    "norm='layer' after the activation of a Res2 branch divides by the deviation of the few "
+    "channels of a group, which ReLU often leaves all at 0: gradients explode; use another norm": (
         lambda s: s.norm == "layer" and s.norm_after_activation and isinstance(s.branch, Res2)
     ),
     "shortcut='none' leaves blocks with nothing around their branch, which is dead where branches "
