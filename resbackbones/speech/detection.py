@@ -190,7 +190,7 @@ class Listener:
         return self._front_end.features(power, count)
 
     def _answers(self, blocks: list[Tensor]) -> Tensor:
-        found = torch.cat([torch.empty(0, self.model.config.num_labels).double(), *blocks])
+        found = torch.cat([torch.empty(0, len(self.model.config.id2label or {})).double(), *blocks])
         self._answered += len(found)
         return found
 
@@ -256,7 +256,7 @@ class Detector:
         **listening: Any,
     ) -> None:
         self.listener = Listener(model, **listening)
-        names = [model.config.id2label[number] for number in range(model.config.num_labels)]
+        names = list((model.config.id2label or {}).values())
         self.keywords = list(names if keywords is None else keywords)
         for word in (*self.keywords, *(threshold if isinstance(threshold, Mapping) else ())):
             if word not in names:
@@ -354,13 +354,13 @@ class OperatingPoint:
     def __str__(self) -> str:
         """
         >>> print(OperatingPoint(0.9, 3, 100, 1, 2.0))
-        3.0 % of 100 keywords missed, 0.50 false alarms per hour (1 in 2.0 hours)
+        3.0 % of 100 keywords missed, 0.50 false alarms per hour (1 in 2 hours)
         >>> print(OperatingPoint(0.9, 3, 100, 0, 0.5))
         3.0 % of 100 keywords missed, 0 false alarms in 0.5 hours
         """
-        alarms = f"0 false alarms in {self.hours:.1f} hours"
+        alarms = f"0 false alarms in {self.hours:.3g} hours"
         if self.false_alarms:
-            counted = f"{self.false_alarms} in {self.hours:.1f} hours"
+            counted = f"{self.false_alarms} in {self.hours:.3g} hours"
             alarms = f"{self.per_hour:.2f} false alarms per hour ({counted})"
         return f"{100 * self.miss_rate:.1f} % of {self.clips:,} keywords missed, {alarms}"
 
@@ -426,7 +426,7 @@ class OperatingCurve:
         axes.set_xlim(left=0)
         axes.set_ylim(bottom=0)
         axes.margins(0.05)
-        hours, clips = f"{self.hours:.1f}", self.points[0].clips
+        hours, clips = f"{self.hours:.3g}", self.points[0].clips
         axes.set_xlabel(f"false alarms per hour ({hours} hours without a keyword)", fontsize=9)
         axes.set_ylabel(f"keywords missed, % (of {clips:,})", fontsize=9)
         axes.spines[["top", "right"]].set_visible(False)
@@ -500,7 +500,7 @@ def events(scores: Any, threshold: float, pause: int) -> list[int]:
     return found
 
 
-def _reading(given: str | None, local: bool, causal: bool) -> Reading:
+def _reading(given: Reading | None, local: bool, causal: bool) -> Reading:
     if given is None:
         return "stream" if causal and local else "windows"
     if given not in READINGS:
@@ -515,7 +515,7 @@ def _reading(given: str | None, local: bool, causal: bool) -> Reading:
             f"reading={given!r} needs a net of finite reach and features that are not normalised "
             "over a clip; this model looks at all of a clip, use reading='windows'"
         )
-    return given  # type: ignore[return-value]
+    return given
 
 
 def _up(value: float, unit: int) -> int:

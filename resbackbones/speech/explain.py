@@ -73,7 +73,7 @@ def picture(
     figure = Figure(figsize=(7.2, 3.6), layout="constrained")
     axes = figure.subplots()
     axes.imshow(features.numpy(), cmap="gray", **place)
-    over = {"cmap": "turbo", "vmin": 0.0, "vmax": 1.0}
+    over: Any = {"cmap": "turbo", "vmin": 0.0, "vmax": 1.0}
     axes.imshow(heat.numpy(), alpha=(STRENGTH * heat).numpy(), **over, **place)
     ticks = list(range(0, bands, max(1, bands // 8)))
     if model.processor.options["kind"] == "mfcc":
@@ -85,7 +85,7 @@ def picture(
         axes.set_ylabel("mel bands, Hz", fontsize=9)
     axes.set_xlabel("seconds", fontsize=9)
     axes.tick_params(labelsize=8.5)
-    name = (model.config.id2label or {})[number]
+    name = list((model.config.id2label or {}).values())[number]
     about = f"{title}: " if title else ""
     axes.set_title(f"{about}{name}, {100 * score:.1f} %", fontsize=11, loc="left")
     colours = ScalarMappable(cmap="turbo")

@@ -109,7 +109,9 @@ def negatives(where: str, rate: int) -> Negatives:
     if Path(where).is_dir():
         cells = sorted(path for path in Path(where).rglob("*") if path.suffix in MEDIA["audio"])
     if not cells:
-        source = open_dataset(where, ("test", "validation", "train"), NoTarget(), kind="audio")
+        source = open_dataset(
+            where, ("test", "validation", "train"), target=NoTarget(), kind="audio"
+        )
         cells = list(source.dataset[source.columns["input"]])
     if len(cells) < 2:
         raise InputError(
@@ -130,7 +132,7 @@ def negatives(where: str, rate: int) -> Negatives:
 
 def keywords_of(model: Model, given: Sequence[str] = ()) -> list[str]:
     """The classes that are words to detect: those given, or all but the others."""
-    names = [model.config.id2label[number] for number in range(model.config.num_labels)]
+    names = list((model.config.id2label or {}).values())
     return list(given) or [
         name for name in names if name.lower().strip("_<>[] ").replace("_", " ") not in NO_WORDS
     ]
@@ -164,7 +166,6 @@ def calibrate(
         "threshold": chosen.threshold,
         "smoothing": SMOOTHING,
         "hop": hop,
-        "window": detector.listener.window - detector.listener.hop / 10,
         "refractory": refractory,
         "chosen": str(chosen),
         "reported": str(reported),

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -78,9 +79,9 @@ def spoken(phrase: str, hours: float) -> tuple[str, Negatives]:
     """The folder of clips of a phrase, and hours of speech without it by the voices of validation
     and as many by those of test."""
     print(f"synthesising speech for {phrase!r} ...", flush=True)
-    halves = [partial(speech, phrase, split, hours) for split in ("validation", "test")]
+    choose, tell = (partial(speech, phrase, split, hours) for split in ("validation", "test"))
     name = f"{hours:g} + {hours:g} hours of synthesised speech"
-    return str(folder(phrase)), Negatives(*halves, name, (3600 * hours,) * 2)
+    return str(folder(phrase)), Negatives(choose, tell, name, (3600 * hours,) * 2)
 
 
 class Sounds:
@@ -172,7 +173,7 @@ class Split:
         spoken = [x.numpy() for x in speak([*self.said, *self.like, *self.other], self.seed[0])]
         said, rest = spoken[: len(self.said)], spoken[len(self.said) :]
         like, other = rest[: len(self.like)], rest[len(self.like) :]
-        rows = []
+        rows: list[dict[str, Any]] = []
 
         def add(samples: np.ndarray, label: int, voice: str) -> None:
             samples = noisy(samples, random)

@@ -58,7 +58,7 @@ class Config(Listening):
     """Longer recordings are cut there (four times the median length, at least 10 s)."""
     augment: bool = True
     """Vary training clips: place, speed, speaker, loudness, noise, blanks."""
-    mixup: float | None = None  # type: ignore[assignment]
+    mixup: float | None = None
     """Most that another clip and its label may take of a training clip (Zhang 2018; 0.2; of
     --phrase 0, none)."""
     epochs: int | None = None  # type: ignore[assignment]
@@ -82,7 +82,7 @@ class Config(Listening):
 
 
 def experiment(config: Config) -> Experiment:
-    spec = resolve(config.spec, skip=config.skip)
+    spec = resolve(config.spec or "mel_resnet14", skip=config.skip)
     if spec.dims == 2:
         spec = replace(spec, in_channels=1)
     extractor = ResidualFeatureExtractor(
@@ -107,20 +107,20 @@ def experiment(config: Config) -> Experiment:
     hear = partial(AudioItems, extractor=extractor, device=config.where)
     made = Experiment(
         splits,
-        hear(train, augment=Augment(mixup=config.mixup) if config.augment else None),
+        hear(train, augment=Augment(mixup=config.mixup or 0.0) if config.augment else None),
         hear(validation),
         hear(test),
         config.weighing(build, train),
         partial(baseline, train, validation, test),
         f"The training {train.found()}.",
-        calibrate=speech and partial(calibrate, config, validation, test, speech),
+        calibrate=partial(calibrate, config, validation, test, speech) if speech else None,
     )
     return named(made)
 
 
 def items(config: Config, source: Source, processor: ResidualFeatureExtractor) -> AudioItems:
-    options = {"on_bad": config.on_bad, "max_seconds": config.max_seconds, "device": config.where}
-    return AudioItems(source, processor, **options)
+    how: dict[str, Any] = {"on_bad": config.on_bad, "max_seconds": config.max_seconds}
+    return AudioItems(source, processor, device=config.where, **how)
 
 
 def asked(config: Config, model: Model, inputs: Sequence[Any]) -> None:

@@ -236,7 +236,7 @@ def test_an_operating_curve_counts() -> None:
     with pytest.warns(UserWarning, match=r"2 hours .* cannot tell 0.1 false alarms"):
         none = curve.at(0.1)
     assert none.false_alarms == 0 and none.misses == 3 and none.threshold > 0.9
-    assert "0 false alarms in 2.0 hours" in str(none)
+    assert "0 false alarms in 2 hours" in str(none)
 
 
 def test_the_threshold_is_the_lowest_that_holds_above_too() -> None:
@@ -249,7 +249,7 @@ def test_the_picture_has_the_chosen_point() -> None:
     curve = operating_curve(torch.rand(50), [torch.rand(40000)], 0.1, 1.0)
     figure = curve.draw(curve.at(3))
     (axes,) = figure.axes
-    assert "per hour (1.1 hours without" in axes.get_xlabel()
+    assert "per hour (1.11 hours without" in axes.get_xlabel()
     assert any("threshold" in text.get_text() for text in axes.texts)
 
 

@@ -77,7 +77,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_data_are_made_once_and_alike(small: None, monkeypatch: pytest.MonkeyPatch) -> None:
     first = open_splits(str(_wakeword.folder("hey robot")), kind="audio")
     assert first.train.target.names == ("hey robot", "other")
-    assert len(first.train) == 24 + 24 + 48 + 3 and first.test is not None
+    assert len(first.train) == 24 + 24 + 72 + 3 and first.test is not None
     clips = first.train.dataset["audio"]
     monkeypatch.setattr(_wakeword, "CACHE", Path("another"))
     again = open_splits(str(_wakeword.folder("hey robot")), kind="audio")
