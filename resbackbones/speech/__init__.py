@@ -10,11 +10,12 @@ from transformers import (
 
 from resbackbones.speech.augment import Augment
 from resbackbones.speech.data import AudioItems
-from resbackbones.speech.detection import Detection, Detector, Listener, operating_curve
+from resbackbones.speech.detection import Detection, Detector, Listener
 from resbackbones.speech.explain import grad_cam
 from resbackbones.speech.frontend import FrontEnd, ResidualFeatureExtractor
 from resbackbones.speech.models import ResidualForAudioClassification, ResidualSpeechConfig
 from resbackbones.speech.normalization import learn_normalization
+from resbackbones.speech.operating import operating_curve
 from resbackbones.speech.pipeline import register
 from resbackbones.speech.recordings import Clips, decode, read_clips
 from resbackbones.speech.resampling import resample

@@ -17,16 +17,9 @@ from resbackbones.data.columns import MEDIA
 from resbackbones.errors import InputError
 from resbackbones.speech import Clips, ResidualFeatureExtractor, decode
 from resbackbones.speech import ResidualForAudioClassification as Model
-from resbackbones.speech.detection import (
-    Detector,
-    Listener,
-    OperatingPoint,
-    events,
-    operating_curve,
-    pause,
-    smoothed,
-)
+from resbackbones.speech.detection import Detector, Listener, smoothed
 from resbackbones.speech.explain import picture
+from resbackbones.speech.operating import OperatingPoint, events, operating_curve, pause
 from resbackbones.speech.recordings import FULL_SCALE
 from tasks._classification import Classification
 from tasks._running import wrapped

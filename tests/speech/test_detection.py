@@ -16,15 +16,12 @@ from torch import Tensor
 
 from resbackbones.errors import InputError
 from resbackbones.speech import ResidualFeatureExtractor, ResidualForAudioClassification
-from resbackbones.speech.detection import (
-    Detection,
-    Detector,
-    Listener,
+from resbackbones.speech.detection import Detection, Detector, Listener, smoothed
+from resbackbones.speech.operating import (
     OperatingCurve,
     OperatingPoint,
     events,
     operating_curve,
-    smoothed,
 )
 
 RATE = 16000
