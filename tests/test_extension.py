@@ -105,8 +105,8 @@ class Broadcast(rb.Branch):
 
 @pytest.fixture(autouse=True)
 def registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(rb.BRANCHES, "res2", Res2)
-    monkeypatch.setitem(rb.BRANCHES, "broadcast", Broadcast)
+    monkeypatch.setitem(rb.BRANCHES, "own_res2", Res2)
+    monkeypatch.setitem(rb.BRANCHES, "own_broadcast", Broadcast)
     monkeypatch.setitem(rb.MODULES, Hierarchy, HierarchyModule)
     monkeypatch.setitem(rb.MODULES, FrequencyMean, FrequencyMeanModule)
     monkeypatch.setitem(rb.SPECS, "res2net10", SPEC)

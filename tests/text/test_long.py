@@ -1,6 +1,7 @@
 """A text of any length gives in chunks what it gives as a whole where every operator is local;
 elsewhere the model says so."""
 
+import math
 import warnings
 from dataclasses import replace
 from functools import cache
@@ -50,8 +51,12 @@ def narrow(spec: rb.BackboneSpec) -> rb.BackboneSpec:
     )
 
 
-# Every sequence net of the zoo, those of speech too, and what none of them does.
-LOCAL = {name: narrow(spec) for name, spec in rb.SPECS.items() if spec.dims == 1}
+# Every local sequence net of the zoo, those of speech too, and what none of them does.
+LOCAL = {
+    name: narrow(spec)
+    for name, spec in rb.SPECS.items()
+    if spec.dims == 1 and spec.receptive_field < math.inf
+}
 LOCAL |= {
     "patches": rb.BackboneSpec(
         (rb.Stage(8, 1), rb.Stage(12, 1, 2)), dims=1, in_channels=5, stem=rb.Stem(8, 4, 4),
