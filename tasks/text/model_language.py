@@ -3,8 +3,8 @@ r"""Train a residual language model on any text, and have it write.
     python -m tasks.text.model_language --data ../shared/data/tinyshakespeare \
         --name "Tiny Shakespeare" --all-rows --prompt "ROMEO:" --record
 
-reached 1.429 nats per character (the n-grams alone 1.517, the net alone 1.524) in 22 minutes of
-training on two cores of an EPYC.
+reached 1.429 nats per character (the n-grams alone 1.517, the net alone 1.525) in four minutes of
+training on two cores of an EPYC with bfloat16, 22 on one without.
 
 Data are a text file, a folder of them, or any data set with a column of texts, larger than memory
 too. A short text is modelled by its characters, a long one by byte pairs (--tokenizer).
