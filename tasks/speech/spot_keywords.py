@@ -104,6 +104,7 @@ def experiment(config: Config) -> Experiment:
     alike = partial(listen, max_seconds=train.max_seconds)
     validation = alike(splits.validation)
     test = validation if splits.test is None else alike(splits.test)
+    extractor.pad_to = max(train.seconds)  # what a listener hears at a time
     hear = partial(AudioItems, extractor=extractor, device=config.where)
     made = Experiment(
         splits,
