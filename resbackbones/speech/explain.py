@@ -9,7 +9,7 @@ from torch import Tensor
 from resbackbones.classifier import class_heat
 from resbackbones.core.backbone import modes_kept
 from resbackbones.errors import InputError
-from resbackbones.speech.models import ResidualForAudioClassification
+from resbackbones.speech.models import ResidualForAudioClassification, heard_by
 
 STRENGTH = 0.65  # of the colour where the heat is 1
 
@@ -38,9 +38,7 @@ def grad_cam(
     Raises:
         InputError: no such class or stage, several clips, or what the processor refuses.
     """
-    x = _features(model, waveform)
-    heat, _ = class_heat(model, x.unsqueeze(1) if _sees(model) else x, label, stage)
-    return heat if _sees(model) else heat.expand(x.shape[1], -1).clone()
+    return _heat(model, _features(model, waveform), label, stage)[0].clone()
 
 
 def picture(
@@ -58,8 +56,7 @@ def picture(
     from matplotlib.figure import Figure
 
     x = _features(model, waveform)
-    heat, number = class_heat(model, x.unsqueeze(1) if _sees(model) else x, label, stage)
-    heat = heat.expand(x.shape[1:])
+    heat, number = _heat(model, x, label, stage)
     with modes_kept(model), torch.no_grad():
         score = float(model.eval().scores(model(x).logits)[0, number])
     features, bands = x[0].float().cpu(), heat.shape[0]
@@ -80,7 +77,7 @@ def picture(
         axes.set_yticks(ticks)
         axes.set_ylabel("cepstral coefficients", fontsize=9)
     else:
-        hertz = band_centres(model)
+        hertz = model.processor.front_end.centres.tolist()
         axes.set_yticks(ticks, [f"{hertz[tick]:,.0f}" for tick in ticks])
         axes.set_ylabel("mel bands, Hz", fontsize=9)
     axes.set_xlabel("seconds", fontsize=9)
@@ -96,13 +93,6 @@ def picture(
     return figure
 
 
-def band_centres(model: ResidualForAudioClassification) -> list[float]:
-    """The middle of each mel band, in Hz."""
-    filters = model.processor.front_end.mel.mel_scale.fb.cpu().double()  # (frequencies, n_mels)
-    hertz = torch.linspace(0, model.processor.sampling_rate / 2, len(filters), dtype=torch.float64)
-    return (hertz @ filters / filters.sum(0)).tolist()
-
-
 def _features(model: ResidualForAudioClassification, waveform: Any) -> Tensor:
     """Features `(1, F, T)` of one clip."""
     features = model.processor(waveform, return_tensors="pt")["input_features"]
@@ -111,9 +101,12 @@ def _features(model: ResidualForAudioClassification, waveform: Any) -> Tensor:
     return features.to(model.device, model.dtype)
 
 
-def _sees(model: ResidualForAudioClassification) -> bool:
-    """Whether the backbone sees a spectrogram as a picture."""
-    return model.backbone.spec.dims == 2
+def _heat(
+    model: ResidualForAudioClassification, x: Tensor, label: str | int | None, stage: int
+) -> tuple[Tensor, int]:
+    """The heat `(F, T)` over features `(1, F, T)`, and the class's number."""
+    heat, number = class_heat(model, heard_by(model.backbone, x, None)[0], label, stage)
+    return heat.expand(x.shape[1:]), number
 
 
-__all__: Sequence[str] = ("band_centres", "grad_cam", "picture")
+__all__: Sequence[str] = ("grad_cam", "picture")

@@ -167,7 +167,8 @@ class FrontEnd(nn.Module):
                     pad_mode="constant",
                 )
         self.kind, self.n_mels, self.normalize = kind, n_mels, normalize
-        self.hop, self.f_min, self.f_max = hop_samples, f_min, f_max
+        self.sampling_rate, self.hop = sampling_rate, hop_samples
+        self.f_min, self.f_max = f_min, f_max
         if (self.filters.amax(0) == 0).any():
             raise InputError(
                 f"{n_mels} mel bands from {f_min:g} to {f_max:g} Hz are too narrow for a window of "
@@ -187,6 +188,14 @@ class FrontEnd(nn.Module):
         """Weight of each frequency of the FFT in each mel band, `(frequencies, n_mels)`."""
         mel: Any = self.mel
         return mel.filters if self.kind == "fbank" else mel.mel_scale.fb
+
+    @property
+    def centres(self) -> Tensor:
+        """The middle of each mel band in Hz, float64 `(n_mels,)`."""
+        filters = self.filters.double()
+        place = torch.arange(len(filters), dtype=filters.dtype, device=filters.device)
+        hertz = place * (self.sampling_rate / 2 / (len(filters) - 1))
+        return hertz @ filters / filters.sum(0)
 
     @property
     def silence(self) -> float:

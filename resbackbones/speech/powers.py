@@ -76,7 +76,5 @@ def recorded_rooms(
 
 def octaves(front_end: FrontEnd) -> Tensor:
     """How far each mel band lies above the lowest one, `(n_mels,)`."""
-    filters = front_end.filters  # (frequencies, n_mels)
-    bins = torch.arange(len(filters), device=filters.device, dtype=filters.dtype)
-    centres = bins @ filters / filters.sum(0)
-    return (centres / centres[0]).log2()
+    centres = front_end.centres
+    return (centres / centres[0]).log2().to(front_end.filters.dtype)

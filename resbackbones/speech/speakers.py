@@ -229,8 +229,8 @@ class ResidualForAudioXVector(ResidualPreTrainedModel):
         if self.processor is None:
             raise InputError("the model has no processor; set model.processor to hear with")
         waveforms = list_clips(clips)
-        hop = self.processor.front_end.hop
-        lengths = torch.tensor([1 + len(waveform) // hop for waveform in waveforms])
+        lengths = torch.tensor([len(waveform) for waveform in waveforms])
+        lengths = self.processor.front_end.frames(lengths)
         found = torch.empty(len(waveforms), self.config.embedding_size)
         with modes_kept(self), torch.no_grad():
             self.eval()

@@ -8,8 +8,12 @@ import torch
 
 import resbackbones as rb
 from resbackbones.errors import InputError
-from resbackbones.speech import ResidualForAudioClassification, grad_cam
-from resbackbones.speech.explain import band_centres, picture
+from resbackbones.speech import (
+    ResidualFeatureExtractor,
+    ResidualForAudioClassification,
+    grad_cam,
+)
+from resbackbones.speech.explain import picture
 
 
 def listens(dims: int) -> ResidualForAudioClassification:
@@ -41,7 +45,7 @@ def test_a_spectrogram_is_hot_where_the_sound_is() -> None:
     torch.testing.assert_close(heat, features / features.max())
     assert torch.equal(grad_cam(model, tone(), "quiet"), torch.zeros(40, 101))
     low, high = (grad_cam(model, tone(hertz), "loud").sum(1).argmax() for hertz in (440, 4000))
-    centres = band_centres(model)
+    centres = model.processor.front_end.centres
     assert abs(centres[low] - 440) < 60 and abs(centres[high] - 4000) < 250
 
 
@@ -78,6 +82,15 @@ def test_the_picture_says_when_where_and_what(dims: int, tmp_path: Path) -> None
     assert [text.get_text() for text in axes.get_yticklabels()][-1] == "5,728"  # of 36 of 40
     figure.savefig(tmp_path / "why.png")
     assert (tmp_path / "why.png").stat().st_size > 10_000
+
+
+def test_a_picture_over_kaldis_bands() -> None:
+    processor = ResidualFeatureExtractor("fbank")
+    model = ResidualForAudioClassification.build("tc_resnet8", num_labels=2, processor=processor)
+    axes = picture(model, tone()).axes[0]
+    centres = processor.front_end.centres
+    assert (centres.diff() > 0).all() and 20 < centres[0] < centres[-1] < 8000
+    assert axes.get_yticklabels()[0].get_text() == f"{centres[0]:,.0f}"
 
 
 def test_what_cannot_be_explained() -> None:
