@@ -1,5 +1,6 @@
 """The simple method that a net of recordings has to beat: MFCC by segments, support vectors."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -40,15 +41,31 @@ def baseline(train: Clips, validation: Clips, test: Clips) -> tuple[str, Confusi
 
 
 def _features(clips: Clips, rows: list[int] | None = None) -> Any:
-    extractor = ResidualFeatureExtractor(
-        "mfcc", feature_size=13, n_mels=40, sampling_rate=clips.sampling_rate
-    )
     waveforms = [clips.waveforms[row] for row in (range(len(clips)) if rows is None else rows)]
+    return of_mfcc(waveforms, clips.sampling_rate, 13, by_segments)
+
+
+def of_mfcc(
+    waveforms: list[Tensor], sampling_rate: int, size: int, tell: Callable[[Tensor, Tensor], Tensor]
+) -> Any:
+    """What `tell` makes of `size` MFCC `(B, size, T)` and their frames `(B,)`, a row per clip."""
+    extractor = ResidualFeatureExtractor(
+        "mfcc", feature_size=size, n_mels=40, sampling_rate=sampling_rate
+    )
     parts = []
     for first, last in chunks([len(waveform) for waveform in waveforms]):
         heard = extractor(waveforms[first:last], return_tensors="pt")
-        parts.append(by_segments(heard["input_features"], heard["attention_mask"].sum(1)))
+        parts.append(tell(heard["input_features"], heard["attention_mask"].sum(1)))
     return torch.cat(parts).numpy()
+
+
+def slopes(x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """How features `(B, F, T)` rise from `REACH` frames before to as many behind, and where all of
+    that is in the clip, `(B, T)`."""
+    time = x.shape[-1]
+    ahead = functional.pad(x, (0, REACH))[..., REACH:]
+    behind = functional.pad(x, (REACH, 0))[..., :time]
+    return ahead - behind, (torch.arange(time) >= REACH) & valid_mask(lengths - REACH, time)
 
 
 def by_segments(features: Tensor, lengths: Tensor) -> Tensor:
@@ -56,11 +73,8 @@ def by_segments(features: Tensor, lengths: Tensor) -> Tensor:
     of their slopes in equal parts of each clip, `(B, 4 F SEGMENTS)`. A clip of fewer frames than
     parts has frames in several of them."""
     x = features.double()
-    time = x.shape[-1]
-    ahead = functional.pad(x, (0, REACH))[..., REACH:]
-    behind = functional.pad(x, (REACH, 0))[..., :time]
-    inside = (torch.arange(time) >= REACH) & valid_mask(lengths - REACH, time)
-    x = torch.cat([x, (ahead - behind) * inside.unsqueeze(1)], 1)
+    rises, inside = slopes(x, lengths)
+    x = torch.cat([x, rises * inside.unsqueeze(1)], 1)
 
     edges = torch.arange(SEGMENTS + 1) * lengths.unsqueeze(1)
     first = edges[:, :-1] // SEGMENTS

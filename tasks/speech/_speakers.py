@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from resbackbones import report
 from resbackbones.core.context import valid_mask
@@ -20,7 +19,6 @@ from resbackbones.data.splits import MIN_GROUPS, hold_out, joined
 from resbackbones.errors import InputError
 from resbackbones.speech import (
     Clips,
-    ResidualFeatureExtractor,
     TrialItems,
     Trials,
     Verification,
@@ -28,10 +26,9 @@ from resbackbones.speech import (
     read_trials,
     speakers_of,
 )
-from resbackbones.speech.recordings import chunks
 from resbackbones.train import evaluate
+from tasks.speech._baseline import of_mfcc, slopes
 
-REACH = 3  # frames from the middle of a slope to its ends
 COEFFICIENTS = (13, 20, 30, 40)
 
 
@@ -82,13 +79,16 @@ def baseline(train: Clips, validation: Clips, test: Clips, chosen_by: Trials, as
     speakers apart best (LDA), is what has the least equal error rate on `validation`."""
     variants = []
     for size in COEFFICIENTS:
-        parts = [_statistics(clips, size) for clips in (train, validation, test)]
-        for slopes, deviations, lda in product((False, True), repeat=3):
-            columns = _columns(size, slopes, deviations)
+        parts = [
+            of_mfcc(clips.waveforms, clips.sampling_rate, size, _told)
+            for clips in (train, validation, test)
+        ]
+        for rises, deviations, lda in product((False, True), repeat=3):
+            columns = _columns(size, rises, deviations)
             project = _projection(parts[0][:, columns], train.labels.numpy(), lda)
             found = _answers(project(parts[1][:, columns]), validation, chosen_by)
             name = f"{'means and deviations' if deviations else 'means'} of {size} MFCC"
-            name += " and slopes" * slopes + ", LDA" * lda + ", cosine"
+            name += " and slopes" * rises + ", LDA" * lda + ", cosine"
             variants.append((found.compute()["eer"], name, project, parts[2][:, columns]))
     _, name, project, heard = min(variants, key=lambda each: each[0])
     return name, _answers(project(heard), test, asked)
@@ -115,32 +115,19 @@ def _answers(vectors: Any, clips: Clips, trials: Trials) -> Verification:
     return metric
 
 
-def _columns(size: int, slopes: bool, deviations: bool) -> list[int]:
+def _columns(size: int, rises: bool, deviations: bool) -> list[int]:
     """Which of the statistics of `size` coefficients and slopes are taken."""
     blocks = [
-        block for block in range(4) if (slopes or block % 2 == 0) and (deviations or block < 2)
+        block for block in range(4) if (rises or block % 2 == 0) and (deviations or block < 2)
     ]
     return [block * size + place for block in blocks for place in range(size)]
 
 
-def _statistics(clips: Clips, size: int) -> Any:
-    """Means of coefficients and of slopes, and deviations of both, `(N, 4 size)`."""
-    extractor = ResidualFeatureExtractor(
-        "mfcc", feature_size=size, n_mels=40, sampling_rate=clips.sampling_rate
-    )
-    parts = []
-    for first, last in chunks([len(waveform) for waveform in clips.waveforms]):
-        heard = extractor(clips.waveforms[first:last], return_tensors="pt")
-        parts.append(_told(heard["input_features"], heard["attention_mask"].sum(1)))
-    return torch.cat(parts).numpy()
-
-
 def _told(features: Tensor, lengths: Tensor) -> Tensor:
-    x, time = features.double(), features.shape[-1]
-    slopes = functional.pad(x, (0, REACH))[..., REACH:] - functional.pad(x, (REACH, 0))[..., :time]
-    inside = (torch.arange(time) >= REACH) & valid_mask(lengths - REACH, time)
+    """Means of coefficients and of slopes, and deviations of both, `(B, 4 size)`."""
+    x = features.double()
     found = []
-    for values, real in ((x, valid_mask(lengths, time)), (slopes, inside)):
+    for values, real in ((x, valid_mask(lengths, x.shape[-1])), slopes(x, lengths)):
         share = (real / real.sum(1, keepdim=True).clamp(min=1)).unsqueeze(1)
         mean = (values * share).sum(-1)
         offset = (values - mean.unsqueeze(-1)).square() * share
