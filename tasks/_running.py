@@ -129,8 +129,8 @@ def quieten() -> None:
 
 def keep_freed_memory() -> None:
     """Have glibc keep the memory of tensors that are gone for those of the next update, which are
-    of the same sizes, instead of giving it back and asking for it anew: 5 to 30 % of the time of
-    trainings on processors went there."""
+    of the same sizes, instead of giving it back and asking for it anew, which takes a share of
+    the time of trainings on processors."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
         for name in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):

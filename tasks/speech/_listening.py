@@ -93,14 +93,15 @@ class Negatives:
 
 def negatives(where: str, rate: int) -> Negatives:
     """Recordings of a folder or a data set without labels, in an order drawn with seed 0: the first
-    half of the time chooses, the second is reported.
+    half of them chooses, the second is reported.
 
     Raises:
         InputError: nothing to listen to, or fewer than two recordings.
     """
     cells: list[Any] = []
     if Path(where).is_dir():
-        cells = sorted(path for path in Path(where).rglob("*") if path.suffix in MEDIA["audio"])
+        found = Path(where).rglob("*")
+        cells = sorted(path for path in found if path.suffix.lower() in MEDIA["audio"])
     if not cells:
         source = open_dataset(
             where, ("test", "validation", "train"), target=NoTarget(), kind="audio"

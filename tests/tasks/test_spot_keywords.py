@@ -180,7 +180,8 @@ def noises(folder: Path, count: int = 4) -> Path:
     random = np.random.default_rng(1)
     folder.mkdir()
     for index in range(count):
-        soundfile.write(folder / f"{index}.wav", 0.1 * random.standard_normal(80_000), 8000)
+        name = f"{index}.{'WAV' if index else 'wav'}"
+        soundfile.write(folder / name, 0.1 * random.standard_normal(80_000), 8000)
     return folder
 
 
@@ -210,7 +211,8 @@ def test_negatives_choose_a_threshold_which_listening_uses(
     detection = json.loads((calibrated / "config.json").read_text())["detection"]
     assert detection["keywords"] == ["low"] and 0 < detection["threshold"] < 1.01
     # It is listened to as long at a time as the training clips last.
-    assert 0.25 <= json.loads((calibrated / "preprocessor_config.json").read_text())["pad_to"] < 0.27
+    processor = json.loads((calibrated / "preprocessor_config.json").read_text())
+    assert 0.25 <= processor["pad_to"] < 0.27
     # A low tone among silence is heard where it is, once.
     random = np.random.default_rng(0)
     tone = 0.3 * np.sin(2 * np.pi * 300 * np.arange(2000) / 8000)
