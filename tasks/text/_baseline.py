@@ -1,4 +1,4 @@
-"""The simple method that a net of texts has to beat, and may ask: TF-IDF and a linear SVC."""
+"""The simple method that a net of texts has to beat, and may ask: NB-SVM on TF-IDF."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from resbackbones.text import TextItems, TfidfClassifier, choose_share
 from resbackbones.train import World, evaluate
 from tasks._running import wrapped
 
-NAME = "TF-IDF + linear SVC"
+NAME = "NB-SVM on TF-IDF"
 
 
 def texts(source: Source) -> list[Sequence[str | None]]:

@@ -56,7 +56,7 @@ class TextClassification(Classification):
     max_length: int = 512
     """Tokens of a text at most; the rest is cut off, and how often is said."""
     tfidf: bool = True
-    """Answer by the net and by the baseline, TF-IDF with a linear SVC, each with the share that
+    """Answer by the net and by the baseline, NB-SVM on TF-IDF, each with the share that
     does best on the validation rows, or half of it where they are fewer than 100 (--no-tfidf: by
     the net alone)."""
     dropout: float = 0.5

@@ -48,7 +48,7 @@ def test_pairs_of_texts_are_told_by_both_of_them(
     classify(*given, "--output", tmp_path / "out", "--folds", "0", *SPEED)
     model = ResidualForSequenceClassification.from_pretrained(tmp_path / "out" / "seed-0" / "model")
     assert {"who", "never"} <= set(model.processor.get_vocab())
-    assert re.search(r"TF-IDF \+ linear SVC *\| *100\.0 %", capsys.readouterr().out)
+    assert re.search(r"NB-SVM on TF-IDF *\| *100\.0 %", capsys.readouterr().out)
 
 
 def test_an_embedding_starts_from_vectors(
@@ -74,7 +74,7 @@ def test_trains_saves_records_and_says_how_to_go_on(
     output = tmp_path / "out"
     classify("--data", questions, "--output", output, "--seeds", "0", "1", "--record", *SPEED)
     printed = capsys.readouterr().out
-    assert "TF-IDF + linear SVC" in printed and "word_resnet6-tfidf, mean ± sd" in printed
+    assert "NB-SVM on TF-IDF" in printed and "word_resnet6-tfidf, mean ± sd" in printed
     assert "29 training and 3 validation rows, the latter 9.4 % of train, strat" in printed
     assert 'transformers.pipeline("text-classification", model="' in printed
 
@@ -354,7 +354,7 @@ def test_the_share_is_chosen_on_validation_rows_alone(
     assert share() == 0.5  # three rows are too few to choose by
     monkeypatch.setattr(_classification, "ENOUGH", 3)
     assert share() > 0.5  # two steps teach a net nothing
-    assert "TF-IDF + linear SVC has a share of" in capsys.readouterr().out
+    assert "NB-SVM on TF-IDF has a share of" in capsys.readouterr().out
     assert share("--all-rows") == 0.5
     assert share("--no-tfidf") == 0
     assert "has a share of" not in capsys.readouterr().out
@@ -377,7 +377,7 @@ def test_any_number_of_classes_per_text(
     printed = capsys.readouterr().out
     assert "cut at '|'" in " ".join(printed.split()) and "mean average precision" in printed
     results = json.loads(Path("out/results.json").read_text())
-    assert results["TF-IDF + linear SVC"]["metrics"]["mean_average_precision"] > 0.95
+    assert results["NB-SVM on TF-IDF"]["metrics"]["mean_average_precision"] > 0.95
     assert set(results["seed 0"]["per_class"]) == set(words)
     model = Path("out/seed-0/model")
     classify(

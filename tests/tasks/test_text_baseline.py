@@ -29,7 +29,7 @@ def texts(count: int, seed: int) -> TextItems:
 
 def test_punctuation_counts() -> None:
     name, metric = baseline(fit(texts(30, 0), balanced=False), texts(20, 2))
-    assert name == "TF-IDF + linear SVC" and metric.names == ("0", "1")
+    assert name == "NB-SVM on TF-IDF" and metric.names == ("0", "1")
     figures = metric.compute()
     assert figures["accuracy"] == 1 and 0 <= figures["calibration_error"] < 0.5
 
@@ -70,7 +70,7 @@ def test_who_is_right_has_the_share(right: str, capsys: pytest.CaptureFixture[st
     said = capsys.readouterr().out
     if right == "net":
         assert model.config.tfidf == 0.05
-        assert said == "TF-IDF + linear SVC has a share of 5 % in the answers, the net the rest\n"
+        assert said == "NB-SVM on TF-IDF has a share of 5 % in the answers, the net the rest\n"
     else:
         assert model.config.tfidf == 1.0
 

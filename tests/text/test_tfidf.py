@@ -5,12 +5,14 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import sparse
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.pipeline import make_union
 
@@ -26,7 +28,7 @@ from resbackbones.text import (
     train_tokenizer,
 )
 from resbackbones.text import tfidf as tfidf_module
-from resbackbones.text.tfidf import BUCKETS, FOLDS, STRENGTHS, _counts
+from resbackbones.text.tfidf import BUCKETS, FOLDS, STRENGTHS, _counts, _telling
 
 TEXTS = ["who wrote it ?", "Where is it?", "who is it", "where's the sea", "how far is it", "how?"]
 LABELS = torch.tensor([0, 1, 0, 1, 2, 2])
@@ -67,6 +69,18 @@ def test_it_learns_and_the_same_again() -> None:
     again = TfidfClassifier.fit(TEXTS, LABELS, 3)
     assert all((vars(again)[name] == value).all() for name, value in vars(FITTED).items())
     assert FITTED.classes == 3 and FITTED.columns.max() < 2 * BUCKETS
+
+
+def test_features_count_by_how_they_tell_a_class_from_the_rest() -> None:
+    """Wang & Manning 2012, equation 1, by hand: of features in 2 + 1 + 0 and 1 + 1 + 2 texts."""
+    x = sparse.csr_matrix([[0.3, 0, 0], [0.1, 0.4, 0], [0.2, 0.5, 0.1], [0, 0, 0.7]])
+    own, rest = np.array([3, 2, 1]), np.array([2, 2, 3])  # each once more than found
+    ratio = np.abs(np.log((own / own.sum()) / (rest / rest.sum())))
+    telling = _telling(x, np.array([1, 1, 0, 0]))
+    assert telling / telling[0] == pytest.approx(ratio / ratio[0])
+    assert np.square(x.toarray() * telling).sum() == pytest.approx(np.square(x.toarray()).sum())
+    nothing = _telling(sparse.csr_matrix([[0.5], [0.2]]), np.array([1, 0]))
+    assert nothing.tolist() == [1.0]  # what tells nothing stays as it is, where nothing else does
 
 
 @settings(max_examples=20)
