@@ -7,15 +7,15 @@ a thousand.
 
 import copy
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.nn.utils import parametrize
-from torch.utils.checkpoint import checkpoint
 from transformers import AutoTokenizer, Cache, GenerationMixin, PreTrainedTokenizerFast
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -120,6 +120,42 @@ class LanguageModelOutput(CausalLMOutputWithPast):
     """
 
     net_loss: Tensor | None = None
+
+
+class _InParts(torch.autograd.Function):
+    """The sum of what a function makes of so many rows of x at a time. The gradient of its first
+    number is made along with it: what it holds of some rows is gone before the next, and nothing is
+    computed again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        summed: Callable[..., Tensor],
+        rows: int,
+        others: Sequence[Tensor],
+        x: Tensor,
+        *parameters: Tensor,
+    ) -> Tensor:
+        totals, learns = [], any(ctx.needs_input_grad)
+        gradients = [torch.zeros_like(each) for each in (x, *parameters) if learns]
+        parts = zip(*(each.split(rows) for each in (x, *others)), strict=True)
+        for number, (part, *rest) in enumerate(parts):
+            with torch.set_grad_enabled(learns):
+                part = part.detach().requires_grad_(learns)
+                first, *more = summed(part, *rest)
+            if learns:
+                slope, *slopes = torch.autograd.grad(first, (part, *parameters))
+                gradients[0].split(rows)[number].copy_(slope)
+                for gradient, each in zip(gradients[1:], slopes, strict=True):
+                    gradient += each
+            totals.append(torch.stack([first, *more]).detach())
+        ctx.save_for_backward(*gradients)
+        return torch.stack(totals).sum(0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, None, *(gradient[0] * each for each in ctx.saved_tensors)
 
 
 class ResidualForCausalLM(ResidualPreTrainedModel, GenerationMixin):
@@ -395,25 +431,23 @@ class ResidualForCausalLM(ResidualPreTrainedModel, GenerationMixin):
     ) -> tuple[Tensor, Tensor | None]:
         """Mean cross-entropy of the tokens after each position, of features `(B, T, C)` and labels
         `(B, T)`: the answer's and, where that is another one, the net's."""
-        wanted = labels[:, 1:].flatten()
-        inputs = [feature[:, :-1].flatten(0, 1), wanted]
-        inputs += [] if history is None else [history[:, :-1].flatten(0, 1)]
+        found, wanted = feature[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+        others = [wanted] if history is None else [wanted, history[:, :-1].flatten(0, 1)]
 
         def summed(found: Tensor, wanted: Tensor, *history: Tensor) -> Tensor:
             logits = self.head(found).float()
             each = functional.cross_entropy(logits, wanted, ignore_index=IGNORED, reduction="none")
             if not history:
-                return each.sum()
+                return each.sum(0, keepdim=True)
             candidates = wanted.clamp(min=0)[:, None]
             together = -self._together(-each[:, None], history[0], candidates)[:, 0]
             return torch.stack([together.masked_fill(wanted == IGNORED, 0), each], 1).sum(0)
 
-        total = feature.new_zeros(() if history is None else 2, dtype=torch.float32)
         rows = max(1, LARGEST // self.config.vocab_size)
-        for part in zip(*(each.split(rows) for each in inputs), strict=True):
-            total = total + checkpoint(summed, *part, use_reentrant=False)
+        learned = [each for each in self.head.parameters() if each.requires_grad]
+        total = _InParts.apply(summed, rows, others, found, *learned)
         total = total / (wanted != IGNORED).sum().clamp(min=1)
-        return (total, None) if history is None else (total[0], total[1])
+        return total[0], None if history is None else total[1].detach()
 
     def weight(self, batch: Mapping[str, Any]) -> Tensor:
         """What the loss is a mean over: the tokens to be told."""
