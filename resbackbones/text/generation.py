@@ -7,13 +7,12 @@ a thousand.
 
 import copy
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.nn.utils import parametrize
 from transformers import AutoTokenizer, Cache, GenerationMixin, PreTrainedTokenizerFast
@@ -26,6 +25,7 @@ from resbackbones.core.zoo import resolve
 from resbackbones.data import Items
 from resbackbones.errors import InputError
 from resbackbones.pretrained import ResidualPreTrainedModel
+from resbackbones.text.chunked import chunked_sum
 from resbackbones.text.kneser_ney import KneserNey
 from resbackbones.text.metrics import IGNORED, Perplexity, told
 from resbackbones.text.models import Embedding, ResidualTextConfig, TokenEmbedding
@@ -120,42 +120,6 @@ class LanguageModelOutput(CausalLMOutputWithPast):
     """
 
     net_loss: Tensor | None = None
-
-
-class _InParts(torch.autograd.Function):
-    """The sum of what a function makes of so many rows of x at a time. The gradient of its first
-    number is made along with it: what it holds of some rows is gone before the next, and nothing is
-    computed again."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        summed: Callable[..., Tensor],
-        rows: int,
-        others: Sequence[Tensor],
-        x: Tensor,
-        *parameters: Tensor,
-    ) -> Tensor:
-        totals, learns = [], any(ctx.needs_input_grad)
-        gradients = [torch.zeros_like(each) for each in (x, *parameters) if learns]
-        parts = zip(*(each.split(rows) for each in (x, *others)), strict=True)
-        for number, (part, *rest) in enumerate(parts):
-            with torch.set_grad_enabled(learns):
-                part = part.detach().requires_grad_(learns)
-                first, *more = summed(part, *rest)
-            if learns:
-                slope, *slopes = torch.autograd.grad(first, (part, *parameters))
-                gradients[0].split(rows)[number].copy_(slope)
-                for gradient, each in zip(gradients[1:], slopes, strict=True):
-                    gradient += each
-            totals.append(torch.stack([first, *more]).detach())
-        ctx.save_for_backward(*gradients)
-        return torch.stack(totals).sum(0)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, None, *(gradient[0] * each for each in ctx.saved_tensors)
 
 
 class ResidualForCausalLM(ResidualPreTrainedModel, GenerationMixin):
@@ -444,8 +408,7 @@ class ResidualForCausalLM(ResidualPreTrainedModel, GenerationMixin):
             return torch.stack([together.masked_fill(wanted == IGNORED, 0), each], 1).sum(0)
 
         rows = max(1, LARGEST // self.config.vocab_size)
-        learned = [each for each in self.head.parameters() if each.requires_grad]
-        total = _InParts.apply(summed, rows, others, found, *learned)
+        total = chunked_sum(summed, rows, others, found, self.head.parameters())
         total = total / (wanted != IGNORED).sum().clamp(min=1)
         return total[0], None if history is None else total[1].detach()
 
