@@ -17,7 +17,7 @@ from resbackbones.speech.models import ResidualForAudioClassification, ResidualS
 from resbackbones.speech.normalization import learn_normalization
 from resbackbones.speech.operating import operating_curve
 from resbackbones.speech.pipeline import register
-from resbackbones.speech.recordings import Clips, decode, read_clips
+from resbackbones.speech.recordings import Clips, decode_audio, read_clips
 from resbackbones.speech.resampling import resample
 from resbackbones.speech.speaker_data import SpeakerItems, TrialItems, speakers_of, spoken
 from resbackbones.speech.speakers import ResidualForAudioXVector, ResidualSpeakerConfig
@@ -56,7 +56,7 @@ __all__ = [
     "Trials",
     "Verification",
     "adaptive_norm",
-    "decode",
+    "decode_audio",
     "draw_det",
     "equal_error_rate",
     "grad_cam",

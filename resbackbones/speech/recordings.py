@@ -168,7 +168,7 @@ def read_clips(
     if max_seconds is None:
         max_seconds = max(LEAST_LIMIT, OUTLIER * statistics.median(headers.items))
     good = source.select(headers.rows) if headers.skipped else source
-    heard = functools.partial(decode, sampling_rate=sampling_rate, max_seconds=max_seconds)
+    heard = functools.partial(decode_audio, sampling_rate=sampling_rate, max_seconds=max_seconds)
     bodies = read(good, part(heard), on_bad, optional=source.span)
     rows = [headers.rows[row] for row in bodies.rows]
     lengths = [headers.items[row] for row in bodies.rows]
@@ -237,7 +237,7 @@ def read_unlabelled(
     Raises:
         InputError: nothing there, or a recording that cannot be read, by name.
     """
-    heard = functools.partial(decode, sampling_rate=sampling_rate, max_seconds=max_seconds)
+    heard = functools.partial(decode_audio, sampling_rate=sampling_rate, max_seconds=max_seconds)
     sources = open_unlabelled(where, kind="audio")
     return [each for source in sources.values() for each in read(source, heard).items]
 
@@ -250,14 +250,14 @@ def duration(value: Any, start: Any = None, end: Any = None) -> float:
         start, end: in seconds; None means the recording's own.
 
     Raises:
-        InputError: as `decode`, for what the header tells.
+        InputError: as `decode_audio`, for what the header tells.
     """
     with _opened(value) as file:
         first, last = _part(file, start, end)
         return (last - first) / file.samplerate
 
 
-def decode(
+def decode_audio(
     value: Any,
     sampling_rate: int,
     max_seconds: float | None = None,

@@ -15,7 +15,7 @@ from resbackbones import report
 from resbackbones.data import NoTarget, open_dataset
 from resbackbones.data.columns import MEDIA
 from resbackbones.errors import InputError
-from resbackbones.speech import Clips, ResidualFeatureExtractor, decode
+from resbackbones.speech import Clips, ResidualFeatureExtractor, decode_audio
 from resbackbones.speech import ResidualForAudioClassification as Model
 from resbackbones.speech.detection import Detector, Listener, smoothed
 from resbackbones.speech.explain import picture
@@ -116,7 +116,7 @@ def negatives(where: str, rate: int) -> Negatives:
 
     def half(rows: Sequence[int]) -> Iterator[Tensor]:
         for row in rows:
-            yield decode(cells[row], rate).float() / FULL_SCALE
+            yield decode_audio(cells[row], rate).float() / FULL_SCALE
 
     middle = len(order) // 2
     return Negatives(
@@ -232,7 +232,7 @@ def tell(model: Model, file: Path) -> None:
     detector, rate = detector_of(model, BLOCK), model.processor.sampling_rate
     if getattr(model.config, "detection", None) is None:
         print("the model has no threshold of its own (train with --negatives); 0.5 is taken")
-    samples = decode(file, rate).float() / FULL_SCALE
+    samples = decode_audio(file, rate).float() / FULL_SCALE
     found = []
     with _bar(file.name, len(samples) / rate) as bar:
         for piece in samples.split(PIECE * rate):
@@ -274,5 +274,5 @@ def explain(model: Model, inputs: Sequence[Any], where: Path) -> None:
 
 def readable(path: Path, processor: ResidualFeatureExtractor) -> list[Any]:
     """A recording as the pipeline takes it."""
-    samples = decode(path, processor.sampling_rate).float() / FULL_SCALE
+    samples = decode_audio(path, processor.sampling_rate).float() / FULL_SCALE
     return [{"raw": samples.numpy(), "sampling_rate": processor.sampling_rate, "path": str(path)}]

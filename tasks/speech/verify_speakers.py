@@ -22,7 +22,7 @@ from resbackbones.speech import (
     ResidualFeatureExtractor,
     SpeakerItems,
     TrialItems,
-    decode,
+    decode_audio,
     read_clips,
     spoken,
 )
@@ -121,7 +121,7 @@ def items(config: Config, source: Source, model: Model) -> TrialItems:
 
 
 def read(path: Path, processor: ResidualFeatureExtractor) -> list[Any]:
-    return [(path, decode(path, processor.sampling_rate).float() / FULL_SCALE)]
+    return [(path, decode_audio(path, processor.sampling_rate).float() / FULL_SCALE)]
 
 
 USE = """

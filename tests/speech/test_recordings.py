@@ -17,7 +17,13 @@ from hypothesis import strategies as st
 
 from resbackbones.data import NoTarget, Source, Transcripts, open_dataset, open_splits
 from resbackbones.errors import InputError
-from resbackbones.speech import AudioItems, Clips, ResidualFeatureExtractor, decode, read_clips
+from resbackbones.speech import (
+    AudioItems,
+    Clips,
+    ResidualFeatureExtractor,
+    decode_audio,
+    read_clips,
+)
 from resbackbones.speech.recordings import AT_ONCE, chunks
 
 FORMATS = [
@@ -59,30 +65,30 @@ def source(*recordings: bytes, labels: tuple[int, ...] | None = None) -> Source:
 @pytest.mark.parametrize(("form", "subtype", "tolerance"), FORMATS)
 def test_decodes(form: str, subtype: str, tolerance: float, tmp_path: Path) -> None:
     content = encoded(tone(16000), form=form, subtype=subtype)
-    samples = decode({"bytes": content, "path": "of/no/file.wav"}, 16000)
+    samples = decode_audio({"bytes": content, "path": "of/no/file.wav"}, 16000)
     assert samples.shape == (16000,) and samples.dtype == torch.int16
     assert np.abs(samples.numpy() / 32768 - tone(16000)).max() < tolerance
     path = tmp_path / "clip"
     path.write_bytes(content)
     for value in (str(path), {"bytes": None, "path": str(path)}):
-        assert torch.equal(decode(value, 16000), samples)
+        assert torch.equal(decode_audio(value, 16000), samples)
 
 
 def test_sixteen_bits_come_back_exactly() -> None:
     numbers = np.arange(-32768, 32768, 7).astype(np.int16)
-    assert np.array_equal(decode({"bytes": encoded(numbers)}, 16000).numpy(), numbers)
+    assert np.array_equal(decode_audio({"bytes": encoded(numbers)}, 16000).numpy(), numbers)
 
 
 def test_channels_are_averaged_and_loud_samples_clipped() -> None:
     stereo = np.stack([tone(800), 0 * tone(800)], 1)
-    mono = decode({"bytes": encoded(stereo)}, 16000)
+    mono = decode_audio({"bytes": encoded(stereo)}, 16000)
     assert np.abs(mono.numpy() / 32768 - tone(800) / 2).max() < 1e-4
-    loud = decode({"bytes": encoded(4 * tone(800), subtype="FLOAT")}, 16000)
+    loud = decode_audio({"bytes": encoded(4 * tone(800), subtype="FLOAT")}, 16000)
     assert loud.min() == -32768 and loud.max() == 32767
 
 
 def test_resamples_to_the_rate_asked_for() -> None:
-    samples = decode({"bytes": encoded(tone(44100, rate=44100), 44100)}, 16000)
+    samples = decode_audio({"bytes": encoded(tone(44100, rate=44100), 44100)}, 16000)
     assert samples.shape == (16000,)
     middle = slice(500, -500)
     assert np.abs(samples.numpy() / 32768 - tone(16000))[middle].max() < 0.01
@@ -91,16 +97,16 @@ def test_resamples_to_the_rate_asked_for() -> None:
 def test_a_stream_that_did_not_know_its_size_is_whole() -> None:
     content = bytearray(encoded(tone(100)))
     content[40:44] = struct.pack("<I", 0xFFFFFFFF)
-    assert decode({"bytes": bytes(content)}, 16000).shape == (100,)
+    assert decode_audio({"bytes": bytes(content)}, 16000).shape == (100,)
 
 
 def test_other_chunks_before_the_sound_are_skipped() -> None:
     content = encoded(tone(100))
     odd = b"LIST" + struct.pack("<I", 3) + b"abc\0"
     content = content[:12] + odd + content[12:]
-    assert decode({"bytes": content}, 16000).shape == (100,)
+    assert decode_audio({"bytes": content}, 16000).shape == (100,)
     with pytest.raises(InputError, match=r"cut short \(2 bytes of sound are missing\)"):
-        decode({"bytes": content[:-2]}, 16000)
+        decode_audio({"bytes": content[:-2]}, 16000)
 
 
 @pytest.mark.parametrize(
@@ -121,9 +127,9 @@ def test_other_chunks_before_the_sound_are_skipped() -> None:
 )
 def test_bad_recordings_are_named_or_skipped(content: bytes, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        decode({"bytes": content, "path": None}, 16000)
+        decode_audio({"bytes": content, "path": None}, 16000)
     with pytest.raises(InputError, match=message):
-        decode({"bytes": content, "path": None}, 16000, max_seconds=3600)
+        decode_audio({"bytes": content, "path": None}, 16000, max_seconds=3600)
     recordings = source(encoded(tone(800)), content, encoded(tone(900)), labels=(1, 0, 1))
     with pytest.raises(InputError, match=rf"row 2 of .* cannot be read \(.*{message}"):
         read_clips(recordings, 16000)
@@ -137,9 +143,9 @@ def test_bad_recordings_are_named_or_skipped(content: bytes, message: str) -> No
 
 def test_any_number_of_channels_and_eight_bits_are_read() -> None:
     five = np.stack([tone(800, 440 * (1 + i)) / (1 + i) for i in range(5)], 1)
-    heard = decode({"bytes": encoded(five)}, 16000)
+    heard = decode_audio({"bytes": encoded(five)}, 16000)
     assert np.abs(heard.numpy() / 32768 - five.mean(1)).max() < 1e-4
-    coarse = decode({"bytes": encoded(five, 8000, subtype="PCM_U8")}, 16000)
+    coarse = decode_audio({"bytes": encoded(five, 8000, subtype="PCM_U8")}, 16000)
     assert coarse.shape == (1600,)
 
 
@@ -174,17 +180,17 @@ def manifest(folder: Path, columns: str, *rows: str) -> Path:
 def test_a_part_is_that_of_the_whole(form: str, subtype: str, tolerance: float) -> None:
     stereo = np.stack([tone(30000), tone(30000, 880)], 1)
     value = {"bytes": encoded(stereo, form=form, subtype=subtype), "path": None}
-    whole = decode(value, 16000).float() / 32768
+    whole = decode_audio(value, 16000).float() / 32768
     for start, end in ((0.5, 1.25), (1.5, 1.75)):
-        part = decode(value, 16000, start=start, end=end).float() / 32768
+        part = decode_audio(value, 16000, start=start, end=end).float() / 32768
         expected = whole[int(start * 16000) : int(end * 16000)]
         assert part.shape == expected.shape
         difference = (part - expected).abs().max()
         assert difference <= (0 if form != "MP3" else tolerance / 100)
-    assert decode(value, 16000, start=1.5).shape == (6000,)
-    assert decode(value, 16000, end=0.25).shape == (4000,)
-    assert decode(value, 16000, 0.125, start=0.5, end=1.25).shape == (2000,)
-    assert decode(value, 8000, start=0.5, end=1.25).shape == (6000,)
+    assert decode_audio(value, 16000, start=1.5).shape == (6000,)
+    assert decode_audio(value, 16000, end=0.25).shape == (4000,)
+    assert decode_audio(value, 16000, 0.125, start=0.5, end=1.25).shape == (2000,)
+    assert decode_audio(value, 8000, start=0.5, end=1.25).shape == (6000,)
 
 
 def test_no_more_than_a_part_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,7 +202,7 @@ def test_no_more_than_a_part_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None
         "read",
         lambda self, frames, **more: asked.append(frames) or plain(self, frames, **more),
     )
-    decode(value, 16000, start=5, end=5.5)
+    decode_audio(value, 16000, start=5, end=5.5)
     assert asked == [8000]
 
 
@@ -356,11 +362,11 @@ def test_what_is_cut_is_the_beginning_of_the_whole(
 ) -> None:
     stereo = np.stack([tone(30000), tone(30000, 880)], 1)
     value = {"bytes": encoded(stereo, form=form, subtype=subtype), "path": None}
-    whole = decode(value, 16000)
+    whole = decode_audio(value, 16000)
     assert len(whole) == 30000
-    assert torch.equal(decode(value, 16000, max_seconds=1.25), whole[:20000])
-    assert torch.equal(decode(value, 16000, max_seconds=2), whole)
-    assert len(decode(value, 8000, max_seconds=1)) == 8000
+    assert torch.equal(decode_audio(value, 16000, max_seconds=1.25), whole[:20000])
+    assert torch.equal(decode_audio(value, 16000, max_seconds=2), whole)
+    assert len(decode_audio(value, 8000, max_seconds=1)) == 8000
 
 
 @pytest.mark.filterwarnings("ignore:of . recordings")
@@ -395,7 +401,7 @@ def test_a_limit_is_a_time(limit: float) -> None:
     with pytest.raises(InputError, match=r"^max_seconds=.* must be a time above 0"):
         read_clips(source(encoded(tone(99)), encoded(tone(99))), 16000, max_seconds=limit)
     with pytest.raises(InputError, match=r"^max_seconds=.* must be a time above 0"):
-        decode({"bytes": encoded(tone(99)), "path": None}, 16000, limit)
+        decode_audio({"bytes": encoded(tone(99)), "path": None}, 16000, limit)
 
 
 @given(samples=st.lists(st.integers(1, 3 * AT_ONCE), min_size=1, max_size=30))
