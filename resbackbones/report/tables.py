@@ -7,7 +7,7 @@ PERCENT = (
     *("accuracy", "top5_accuracy", "pixel_accuracy", "precision", "recall", "f1", "macro_f1"),
     *("micro_f1", "map", "ap", "ap50", "ap75", "iou", "mean_iou", "dice", "mean_dice"),
     *("mean_average_precision", "average_precision"),
-    *("mask_map", "mask_ap", "mask_ap50", "mask_ap75", "eer"),
+    *("mask_map", "mask_ap", "mask_ap50", "mask_ap75", "eer", "eer_as_norm"),
 )
 
 

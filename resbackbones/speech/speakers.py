@@ -66,6 +66,8 @@ class ResidualForAudioXVector(ResidualPreTrainedModel):
         progress: how much of the training is done, from 0 to 1: what the margin rises by. `fit`
             sets it; in any other loop the margin is full from the start, unless that sets it too.
         trials: pairs of rows of the data that the model is evaluated on. Not saved.
+        cohort: what other voices are like, `(C, D)`, for error rates after AS-norm too
+            (`adaptive_norm`); None leaves them out. Not saved.
 
     >>> model = ResidualForAudioXVector.build("tc_resnet8", num_labels=10)
     >>> clips = [torch.randn(16000), torch.randn(9000)]
@@ -94,6 +96,7 @@ class ResidualForAudioXVector(ResidualPreTrainedModel):
         _check(config)
         self.progress = 1.0
         self.trials: Trials | None = None
+        self.cohort: Tensor | None = None
         self.backbone = Backbone(config.backbone_spec)
         check_one_channel(self.backbone.spec)
         size, speakers = config.embedding_size, len(config.id2label or {})
@@ -207,7 +210,7 @@ class ResidualForAudioXVector(ResidualPreTrainedModel):
                 "which recordings are to be compared is not said; set model.trials, to "
                 "make_trials(speakers) or read_trials(path)"
             )
-        return Verification(self.trials)
+        return Verification(self.trials, self.cohort)
 
     def weight(self, batch: Mapping[str, Any]) -> int:
         """What the loss is a mean over: the batch's items."""

@@ -137,6 +137,7 @@ class Verification:
 
     Args:
         trials: pairs of rows. One that was not seen, as a damaged recording, leaves its trials out.
+        cohort: of `adaptive_norm`, `(C, D)`; the equal error rate after it is then `eer_as_norm`.
 
     >>> from types import SimpleNamespace
     >>> trials = Trials(*torch.tensor([[0, 0], [1, 2], [1, 0]]))
@@ -147,8 +148,8 @@ class Verification:
     {'eer': 0.0, 'min_dcf_0.01': 0.0, 'min_dcf_0.05': 0.0}
     """
 
-    def __init__(self, trials: Trials) -> None:
-        self.trials = trials
+    def __init__(self, trials: Trials, cohort: Tensor | None = None) -> None:
+        self.trials, self.cohort = trials, cohort
         self.rows: list[Tensor] = []
         self.embeddings: list[Tensor] = []
 
@@ -194,10 +195,15 @@ class Verification:
     def compute(self) -> dict[str, float]:
         scores, same = self.scores()
         names = ["eer", *(f"min_dcf_{prior}" for prior in PRIORS)]
+        names += [] if self.cohort is None else ["eer_as_norm"]
         if not same.any() or bool(same.all()) or not scores.isfinite().all():
             return dict.fromkeys(names, math.nan)
-        costs = (min_detection_cost(scores, same, prior)[0] for prior in PRIORS)
-        return dict(zip(names, (equal_error_rate(scores, same)[0], *costs), strict=True))
+        found = [equal_error_rate(scores, same)[0]]
+        found += [min_detection_cost(scores, same, prior)[0] for prior in PRIORS]
+        if self.cohort is not None:
+            trials, embeddings = self.found()
+            found.append(equal_error_rate(adaptive_norm(embeddings, trials, self.cohort), same)[0])
+        return dict(zip(names, found, strict=True))
 
 
 def draw_det(

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from resbackbones import report
 from resbackbones.core.context import valid_mask
@@ -26,6 +27,7 @@ from resbackbones.speech import (
     read_trials,
     speakers_of,
 )
+from resbackbones.speech.recordings import FULL_SCALE
 from resbackbones.train import evaluate
 from tasks.speech._baseline import of_mfcc, slopes
 
@@ -138,12 +140,16 @@ def _told(features: Tensor, lengths: Tensor) -> Tensor:
 # A trained model
 
 
-def calibrate(items: TrialItems, asked: Trials, model: Any) -> None:
-    """Set a trained model's threshold by what chose it, and say which pairs it is measured on."""
+def calibrate(heard: Clips, items: TrialItems, asked: Trials, model: Any) -> None:
+    """Set a trained model's threshold by what chose it, and say which pairs it is measured on, and
+    by which voices, those of the training, their scores are normalised."""
     metric = model.metric()
     evaluate(model, items, metric)
     model.calibrate(*metric.scores())
     model.trials = asked
+    vectors = model.embed([waveform.float() / FULL_SCALE for waveform in heard.waveforms])
+    sums = torch.zeros(len(heard.names), vectors.shape[1])
+    model.cohort = functional.normalize(sums.index_add(0, heard.labels, vectors), dim=1)
 
 
 def left_out(metric: Verification) -> Iterator[str]:

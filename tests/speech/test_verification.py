@@ -129,6 +129,12 @@ def test_adaptive_norm_by_hand() -> None:
     # As many as there are.
     whole = adaptive_norm(embeddings, trials, cohort, top=300)
     torch.testing.assert_close(whole, adaptive_norm(embeddings, trials, cohort, top=9))
+    # A metric that knows the cohort tells what is left of the errors.
+    metric = Verification(trials, cohort)
+    metric.update(SimpleNamespace(embeddings=embeddings.float()), {"rows": torch.arange(6)})
+    rate, _ = equal_error_rate(whole, trials.same)
+    assert metric.compute()["eer_as_norm"] == pytest.approx(rate)
+    assert "eer_as_norm" not in Verification(trials).compute()
     with pytest.raises(InputError, match="a cohort of 1 tells no deviation"):
         adaptive_norm(embeddings, trials, cohort[:1])
 

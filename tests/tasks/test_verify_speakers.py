@@ -69,6 +69,7 @@ def test_trains_saves_records_and_compares(
     verify("--data", voices, "--output", tmp_path / "out", "--record", *SPEED)
     printed = capsys.readouterr().out
     assert "12 speakers to learn from" in printed and "minDCF 0.01" in printed
+    assert "EER, AS-norm" in printed
     assert "to test on: 12 pairs of the same speaker and 54 of different ones" in printed
     assert "cosine" in printed  # the baseline
     (record,) = load_records(tmp_path / "results")
