@@ -94,7 +94,10 @@ class Recipe(Options):
     seed: Annotated[int, tyro.conf.Suppress] = 0
     folds: int | None = None
     """Without a test split, measure by cross-validation in so many parts, a training for each;
-    0: on the validation split (5 where that has fewer than 30 rows and was held out of train)."""
+    0: on the validation split (5 where that has fewer than 30 rows and was held out of train). With
+    as many parts as there are groups, as speakers, each is left out once."""
+    join: bool = False
+    """Add the test split to train, to cross-validate on all rows (--folds)."""
     fold: Annotated[tuple[int, int] | None, tyro.conf.Suppress] = None
     least_steps: int = 400
     """Updates that a training has at least: on few items it takes more epochs than --epochs."""
@@ -119,6 +122,8 @@ class Recipe(Options):
             raise InputError("--seeds is empty; give at least one, as --seeds 0")
         if self.folds is not None and (self.folds < 0 or self.folds == 1):
             raise InputError(f"--folds is {self.folds}; give 2 or more, or 0 for none")
+        if self.join and not self.folds:
+            raise InputError("--join leaves no test split; say in how many parts with --folds")
         if self.least_steps < 0:
             raise InputError(f"--least-steps is {self.least_steps}; give a number from 0 up")
         if self.freeze and self.weights is None:
@@ -155,6 +160,8 @@ class Recipe(Options):
         splits = open_splits(
             str(self.data), train_limit=self.train_limit, **self._opening(kind, target or Classes())
         )
+        if self.join:
+            splits = splits.together()
         return splits if self.fold is None else splits.fold(*self.fold)
 
     def open_alone(self, kind: str, target: Target) -> Source:
@@ -332,7 +339,8 @@ def folds(
     if splits.test is not None:
         if config.folds:
             raise InputError(
-                f"--folds {config.folds} is for data without a test split; leave it out"
+                f"--folds {config.folds} is for data without a test split; leave it out, or add "
+                "the test split to the others with --join"
             )
         return []
     count = config.folds
@@ -444,7 +452,9 @@ def conclude(
     unit, count = made.per
     macs = count_macs(model, {n: x.cpu() for n, x in example.items()}) // count
     split = f"{parts}-fold cross-validation"
-    if not parts:
+    if parts and (column := splits.folded_by(parts)):
+        split += f" by {column}"
+    elif not parts:
         split = made.split or ("validation" if splits.test is None else "test")
     shown = split if parts or made.split else f"{split} split"
     print(f"\n{name}, {shown} ({protocol(made)})\n")

@@ -66,6 +66,27 @@ class Splits:
         how = f"part {number + 1} of {of}"
         return replace(self, train=train, validation=validation, test=None, held_out=(), how=how)
 
+    def folded_by(self, of: int) -> str:
+        """The column of groups of which each is whole in one part of a cross-validation in `of`
+        parts; "" where rows are parted one by one."""
+        groups = _groups(joined(self.train, self.validation))
+        return str(self.train.columns["group"]) if len(set(groups) - {None}) >= of else ""
+
+    def together(self) -> "Splits":
+        """The same without a test split: its rows are at the end of the train split, for a
+        cross-validation on all there are.
+
+        >>> from datasets import Dataset, DatasetDict
+        >>> from resbackbones.data import open_splits
+        >>> rows = Dataset.from_dict({"text": [*"abcdef"], "label": [0, 1] * 3})
+        >>> splits = open_splits(DatasetDict(train=rows, test=rows.select([0, 1]))).together()
+        >>> len(splits.train), len(splits.validation), splits.test
+        (6, 2, None)
+        """
+        if self.test is None:
+            return self
+        return replace(self, train=joined(self.train, self.test), test=None)
+
     def found(self) -> str:
         """What was found, in sentences for people: items, classes, groups, what was ignored or left
         out, and which items stand there more than once.
@@ -252,19 +273,25 @@ def hold_out(train: Source) -> tuple[Tensor, str]:
     return rows, f"{100 * len(rows) / len(strata):.1f} % of train, {by}"
 
 
+def _groups(source: Source) -> list[Any]:
+    """The group of each row; none where groups are not told."""
+    if "group" not in source.columns:
+        return []
+    return plain_values(source.dataset, source.columns["group"])
+
+
 def _parts(source: Source, of: int) -> Tensor:
     """The part of a cross-validation that each row is in, int64 `(N,)`: at random, whole groups
     (speakers) where there are as many as parts, else in proportion to the kinds of the target."""
     order = draws(0, 0, torch.arange(len(source)), 1)[:, 0].argsort(stable=True)
     parts = torch.empty(len(source), dtype=torch.int64)
-    if "group" in source.columns:
-        groups = plain_values(source.dataset, source.columns["group"])
+    groups = _groups(source)
+    if len(set(groups) - {None}) >= of:
         keys = [
             ("", row) if group is None else (str(group), -1) for row, group in enumerate(groups)
         ]
         met = {key: place % of for place, key in enumerate(dict.fromkeys(keys[i] for i in order))}
-        if len(set(groups) - {None}) >= of:
-            return torch.tensor([met[key] for key in keys])
+        return torch.tensor([met[key] for key in keys])
     order = order[kinds(source)[order].argsort(stable=True)]
     parts[order] = torch.arange(len(source)) % of
     return parts

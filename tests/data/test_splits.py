@@ -298,6 +298,30 @@ def test_a_cross_validation_keeps_groups_whole() -> None:
         assert inside and not inside & outside
 
 
+def test_a_cross_validation_may_take_the_test_split_in() -> None:
+    """As many parts as speakers: each part is what one of them said, in whatever split."""
+    rows = [
+        {"text": f"{split} {i}", "label": i % 2, "speaker": f"s{i % 4}"}
+        for split, count in (("train", 32), ("test", 8))
+        for i in range(count)
+    ]
+    tables = {
+        split: [r for r in rows if r["text"].startswith(split)] for split in ("train", "test")
+    }
+    splits = open_splits(DatasetDict({n: Dataset.from_list(r) for n, r in tables.items()}))
+    whole = splits.together()
+    assert whole.test is None and whole.folded_by(4) == "speaker" and whole.folded_by(5) == ""
+    found = []
+    for number in range(4):
+        part = whole.fold(number, 4)
+        (speaker,) = set(part.validation.dataset["speaker"])
+        assert speaker not in part.train.dataset["speaker"]
+        found += part.validation.dataset["text"]
+        assert len(part.validation) == 10 and len(part.train) == 30
+    assert sorted(found) == sorted(row["text"] for row in rows)
+    assert whole.together() is whole
+
+
 @dataclass(frozen=True)
 class Spread(Classes):
     """Classes that are spread as well as may be, and no more."""

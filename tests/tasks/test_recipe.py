@@ -322,6 +322,12 @@ def test_a_cross_validation_goes_on_where_it_was(
     assert "is for data without a test split" in refused(
         spot, "--data", recordings, *SPEECH, "--folds", "2", "--output", tmp_path / "other"
     )
+    joined = tmp_path / "joined"
+    spot("--data", recordings, *SPEECH, "--folds", "2", "--join", "--output", joined)
+    every = json.loads((joined / "results.json").read_text())
+    rows = len(list(recordings.rglob("*.*")))
+    assert rows > 16 and sum(map(sum, every["seed 0"]["confusion"])) == rows
+    assert "in how many parts" in refused(spot, "--data", recordings, "--join")
     assert "--folds is 1" in refused(spot, *given, "--folds", "1")
     assert "more than the rows" in refused(
         spot, "--data", alone, *SPEECH, "--folds", "17", "--output", tmp_path / "third"
