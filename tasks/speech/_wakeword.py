@@ -27,13 +27,13 @@ from tasks.speech._words import WORDS
 
 OTHER = "other"
 CACHE = Path("runs/spoken")
-SAID = {"train": 20, "validation": 12, "test": 24}  # of the phrase by each voice
-LIKE = {"train": 16, "validation": 8, "test": 8}  # of what sounds like it
-SENTENCES = {"train": 16, "validation": 8, "test": 8}
+SAID = {"train": 40, "validation": 12, "test": 24}  # of the phrase by each voice
+LIKE = {"train": 32, "validation": 8, "test": 8}  # of what sounds like it
+SENTENCES = {"train": 32, "validation": 8, "test": 8}
 MARGIN = 0.4  # seconds of a clip beside the phrase
 CUTS = 3  # clips of a sentence
 LIKENESS = 0.1  # share of the words of a sentence that sound like the phrase, of those cut
-RARE = 0.02  # and of hours of speech, where a neighbour every few seconds would be no speech
+RARE = 0.005  # and of hours of speech, where a neighbour every few seconds would be no speech
 HELD_OUT = {"train": (0, 1, 2), "validation": (3,), "test": (4,)}  # of what sounds like it, by hash
 Noise = np.random.Generator
 

@@ -57,12 +57,13 @@ class Config(Listening):
     max_seconds: float | None = None
     """Longer recordings are cut there (four times the median length, at least 10 s)."""
     augment: bool = True
-    """Vary training clips: place, speed, speaker, loudness, noise, blanks."""
+    """Vary training clips: place, speed, speaker, loudness, noise, blanks. Where classes are voices
+    or instruments, --no-augment --mixup 0 is worth a try: it changes what they sound like."""
     mixup: float | None = None
     """Most that another clip and its label may take of a training clip (Zhang 2018; 0.2; of
     --phrase 0, none)."""
     epochs: int | None = None  # type: ignore[assignment]
-    """Passes over the training clips (60; of --phrase 30)."""
+    """Passes over the training clips (60; of --phrase 20)."""
     batch_size: int = 128
     budget: int | None = 40_000
     optimizer: Kind = "adamw"
@@ -74,7 +75,7 @@ class Config(Listening):
 
     def __post_init__(self) -> None:
         spoken = self.phrase is not None
-        usual = ("tc_resnet14", 30, 0.0) if spoken else ("mel_resnet14", 60, 0.2)
+        usual = ("tc_resnet14", 20, 0.0) if spoken else ("mel_resnet14", 60, 0.2)
         for name, value in zip(("spec", "epochs", "mixup"), usual, strict=True):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
