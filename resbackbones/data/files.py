@@ -32,6 +32,7 @@ from resbackbones.data.paths import (
     one_sentence,
     read_text,
     split_in,
+    told,
     walk,
 )
 from resbackbones.errors import InputError
@@ -39,6 +40,7 @@ from resbackbones.errors import InputError
 if TYPE_CHECKING:
     from datasets import Dataset
 
+NOISE = "_background_noise_"  # a folder of Speech Commands, of long recordings without a word
 SEPARATORS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}
 
 
@@ -274,7 +276,8 @@ def _open_folders(root: Path, asked: Asked) -> Opened:
         files = walk(root)
     found = _media_files(files, asked)
     used = {file for each in found.values() for file in each}
-    rest = [file for file in files if file not in used and file.name != "labels.json"]
+    lists, of_lists = _split_lists(root, files, used)
+    rest = {*files} - used - lists - {file for file in files if file.name == "labels.json"}
     notes = tuple(ignored(rest))
     if len(found) != 1:
         what = "both images and audio" if found else f"no {asked.kind or 'data'} files"
@@ -284,6 +287,11 @@ def _open_folders(root: Path, asked: Asked) -> Opened:
             f"class of either images or audio ({endings}) or texts (.txt), or {TABLES} files"
         )
     ((medium, media),) = found.items()
+    noise = [file for file in media if medium == "audio" and NOISE in file.parts]
+    if asked.role == "label" and 0 < len(noise) < len(media):
+        media = [file for file in media if NOISE not in file.parts]
+        why = f"in {NOISE} of no class, and left out"
+        notes = (*notes, *told(noise, f"recording is {why}", f"recordings are {why}"))
     if medium == "text" and not asked.role:
         parts: dict[str, list[Path]] = {}
         for file in media:
@@ -314,7 +322,8 @@ def _open_folders(root: Path, asked: Asked) -> Opened:
     rows: dict[str, dict[str, list[str]]] = {}
     said_of_texts: dict[str, None] = {}
     for file in media:
-        part = rows.setdefault("".join(file.parts[outer:above]) or "train", {})
+        split = "".join(file.parts[outer:above]) or of_lists.get(file, "train")
+        part = rows.setdefault(split, {})
         if medium == "text":
             encoding = _encoding(root / file, [root / file], asked, said_of_texts)
             with one_sentence(root / file, [root / file], encoding):
@@ -327,6 +336,25 @@ def _open_folders(root: Path, asked: Asked) -> Opened:
     tables = {split: datasets.Dataset.from_dict(columns) for split, columns in rows.items()}
     listed, in_files = labels_file(root), medium == "text"
     return Opened(str(root), tables, root, listed, (*notes, *said_of_texts), in_files=in_files)
+
+
+def _split_lists(
+    root: Path, files: Sequence[Path], used: set[Path]
+) -> tuple[set[Path], dict[Path, str]]:
+    """Texts such as Speech Commands' `testing_list.txt`, a file of a split per line, and the split
+    of each file that they name; a text that names anything else is none."""
+    lists, splits = set(), {}
+    for file in files:
+        split = split_in(file.stem)
+        if file in used or split is None or not file.name.lower().endswith("_list.txt"):
+            continue
+        with one_sentence(root / file, [root / file]):
+            lines = (root / file).read_text(encoding="utf-8").splitlines()
+        named = [file.parent / line.strip() for line in lines if line.strip()]
+        if named and used.issuperset(named):
+            lists.add(file)
+            splits |= dict.fromkeys(named, split)
+    return lists, splits
 
 
 def _outer(files: Sequence[Path]) -> int:

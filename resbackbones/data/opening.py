@@ -71,7 +71,8 @@ def open_dataset(
     Args:
         where: one of
             - a folder of class folders of images, of audio or of texts (.txt), or of `train`,
-              `validation`, `test` folders of them; where classes lie deeper, the notes say so;
+              `validation`, `test` folders of them; where classes lie deeper, the notes say so; a
+              text such as `testing_list.txt` may name the files of a split, as in Speech Commands;
             - with `Boxes()`, images with COCO's JSON, Pascal VOC's XML (whose pixels count from 1)
               or YOLO's texts and `data.yaml`; or such a JSON or YAML file; an annotation of another
               size than its image has, as it is viewed, is a row that cannot be used;

@@ -64,6 +64,24 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     assert open_dataset(tmp_path).target.names == ("car", "train")
 
 
+def test_lists_of_files_say_their_split(tmp_path: Path) -> None:
+    """As Speech Commands is published: words in folders, two lists, noise beside them."""
+    names = [f"{word}/{speaker}_nohash_0.wav" for word in ("no", "yes") for speaker in "abc"]
+    write({tmp_path / name: tone() for name in [*names, "_background_noise_/rain.wav"]})
+    lists = {"validation_list.txt": names[1::3], "testing_list.txt": names[2::3]}
+    write({tmp_path / name: "\n".join(lines) + "\n" for name, lines in lists.items()})
+    splits = open_splits(tmp_path)
+    assert splits.test is not None and splits.train.target.names == ("no", "yes")
+    for source, speaker in ((splits.train, "a"), (splits.validation, "b"), (splits.test, "c")):
+        found = [str(cell["path"]) for cell in source.dataset["audio"]]
+        assert [Path(path).name for path in found] == [f"{speaker}_nohash_0.wav"] * 2
+    assert "1 recording is in _background_noise_ of no class" in splits.found()
+    # A list of what is not there is no list.
+    write({tmp_path / "testing_list.txt": "no/zoe_nohash_0.wav"})
+    splits = open_splits(tmp_path)
+    assert splits.test is None and "1 .txt file is ignored" in splits.found()
+
+
 def test_labels_json_names_class_folders(tmp_path: Path) -> None:
     """Their order is that of the list; and a stray list of names is no table."""
     write({tmp_path / label / f"{i}.png": image(i) for label in ("dog", "cat") for i in range(2)})
