@@ -290,8 +290,9 @@ def _open_folders(root: Path, asked: Asked) -> Opened:
     noise = [file for file in media if medium == "audio" and NOISE in file.parts]
     if asked.role == "label" and 0 < len(noise) < len(media):
         media = [file for file in media if NOISE not in file.parts]
-        why = f"in {NOISE} of no class, and left out"
-        notes = (*notes, *told(noise, f"recording is {why}", f"recordings are {why}"))
+        why = "of no class, and left out"
+        one, several = f"recording in {NOISE} is {why}", f"recordings in {NOISE} are {why}"
+        notes = (*notes, *told(noise, one, several))
     if medium == "text" and not asked.role:
         parts: dict[str, list[Path]] = {}
         for file in media:

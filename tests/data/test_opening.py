@@ -75,7 +75,7 @@ def test_lists_of_files_say_their_split(tmp_path: Path) -> None:
     for source, speaker in ((splits.train, "a"), (splits.validation, "b"), (splits.test, "c")):
         found = [str(cell["path"]) for cell in source.dataset["audio"]]
         assert [Path(path).name for path in found] == [f"{speaker}_nohash_0.wav"] * 2
-    assert "1 recording is in _background_noise_ of no class" in splits.found()
+    assert "1 recording in _background_noise_ is of no class" in splits.found()
     # A list of what is not there is no list.
     write({tmp_path / "testing_list.txt": "no/zoe_nohash_0.wav"})
     splits = open_splits(tmp_path)
