@@ -27,13 +27,13 @@ class Trials:
     Attributes:
         left, right: int64 `(M,)`, rows from 0.
         same: bool `(M,)`, whether one person speaks in both.
-        alone: speakers that stood in no pair of the same, having one recording only.
+        alone: speakers that stand in no pair of the same, having one recording only.
 
     >>> trials = make_trials(["ann", "ann", "bob", None], different=9)
     >>> trials.left.tolist(), trials.right.tolist(), trials.same.tolist(), trials.alone
     ([0, 0, 1], [1, 2, 2], [True, False, False], 1)
     >>> print(trials)
-    1 pair of the same speaker and 2 of different ones
+    1 pair of the same speaker and 2 of different ones (1 speaker has one recording, so no pair)
     """
 
     left: Tensor
@@ -47,7 +47,11 @@ class Trials:
     def __str__(self) -> str:
         same = int(self.same.sum())
         pairs = "pair" if same == 1 else "pairs"
-        return f"{same:,} {pairs} of the same speaker and {len(self) - same:,} of different ones"
+        said = f"{same:,} {pairs} of the same speaker and {len(self) - same:,} of different ones"
+        if self.alone:
+            speakers = "speaker has" if self.alone == 1 else "speakers have"
+            said += f" ({self.alone:,} {speakers} one recording, so no pair)"
+        return said
 
     def fingerprint(self) -> str:
         """sha256, in hexadecimal, of the text that `write` writes."""
