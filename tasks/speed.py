@@ -1,7 +1,6 @@
 """How fast is ours beside what people use, and how much memory does it take?
 
-    python -m tasks.speed                                   # everything
-    python -m tasks.speed --only resnet50 fcos              # some
+    python -m tasks.speed --only resnet50 fcos              # without it, everything
     python -m tasks.speed --only images --threads 2
     python -m tasks.speed --output runs/speed.json          # keeps the time of every call
 
@@ -29,7 +28,8 @@ texts are as many tokens in every text: our default classifier, n-grams of words
 beside Kim's CNN and untrained transformers in the sizes of MiniLM-L6 and DistilBERT. Tokenizing is
 left out, but for one column: ours from text to answer, as the recipe has it, TF-IDF included.
 decoding is greedy writing of 256 tokens by a language model in the shape of ours, with its exact
-memory, beside transformers' GPT-2 of as many parameters, with its cache.
+memory, beside transformers' GPT-2 of as many parameters, with its cache. keywords are nets that
+spot them, in a second of sound.
 """
 
 import dataclasses
@@ -62,7 +62,7 @@ from resbackbones.vision import (
     ResidualImageProcessor,
 )
 from resbackbones.vision.boxes import select
-from tasks import _speed_decoding, _speed_texts
+from tasks import _speed_decoding, _speed_keywords, _speed_texts
 from tasks._running import run
 from tasks._speed_peers import PEERS, copy_weights, fcos, image_by_image, noise
 from tasks.vision import classify_images
@@ -82,8 +82,8 @@ SEQUENCES = {  # items and positions
     "tcn": (16, 80),
 }
 VISION = ("resnet50", "fcos")
-TEXTS: dict[str, Any] = {"texts": _speed_texts, "decoding": _speed_decoding}
-NAMES = (*PEERS, "fcos", "images", *TEXTS)
+MODELS = {"texts": _speed_texts, "decoding": _speed_decoding, "keywords": _speed_keywords}
+NAMES = (*PEERS, "fcos", "images", *MODELS)
 IMAGES = 4
 CLASSES = 20  # of objects
 LOADED = 10_000  # images
@@ -97,7 +97,7 @@ TOLERANCE = 1e-4  # of the largest output
 @dataclass(frozen=True)
 class Config:
     only: tuple[str, ...] = NAMES
-    """What to measure: some nets, "images", "texts" or "decoding"."""
+    """What to measure: some nets, "images", "texts", "decoding" or "keywords"."""
     rounds: int = 15
     """Ratios that a median is of, after two rounds of warming up."""
     image_size: int = 128
@@ -195,10 +195,10 @@ def cases(name: str, config: Config, precisions: Sequence[Precision]) -> list[Ca
     """
     if name == "images":
         return [loading(config)]
-    if name in TEXTS:
+    if name in MODELS:
         return [
             Case(name, shape, "evaluation", "fp32", macs, partial(dict, turns))
-            for shape, macs, turns in TEXTS[name].turns(config.device)
+            for shape, macs, turns in MODELS[name].turns(config.device)
         ]
     torch.manual_seed(0)
     sides, x = detectors(config) if name == "fcos" else backbones(name, config)
@@ -477,9 +477,9 @@ def tables(timings: Sequence[Timing], config: Config) -> str:
                 f"Images per second that reach the step, in batches of {BATCH}; under "
                 f'"ratio", the time one by one over that of ours; {close}',
             ]
-    for name, module in TEXTS.items():
-        of_texts = [(t.shape, t.seconds, t.ratios) for t in timings if t.name == name]
-        told += module.table(of_texts, close)
+    for name, module in MODELS.items():
+        of_models = [(t.shape, t.seconds, t.ratios) for t in timings if t.name == name]
+        told += module.table(of_models, close)
     return "\n\n".join(told)
 
 

@@ -344,7 +344,8 @@ def _split_lists(
 ) -> tuple[set[Path], dict[Path, str]]:
     """Texts such as Speech Commands' `testing_list.txt`, a file of a split per line, and the split
     of each file that they name; a text that names anything else is none."""
-    lists, splits = set(), {}
+    lists: set[Path] = set()
+    splits: dict[Path, str] = {}
     for file in files:
         split = split_in(file.stem)
         if file in used or split is None or not file.name.lower().endswith("_list.txt"):

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 import resbackbones as rb
 from resbackbones.data import open_dataset
 from resbackbones.vision import ImageItems, ResidualImageProcessor
-from tasks import _speed_decoding, _speed_texts, speed
+from tasks import _speed_decoding, _speed_keywords, _speed_texts, speed
 from tasks._running import run
 from tasks._speed_peers import PEERS, copy_weights, image_by_image, noise
+from tasks.speech import spot_keywords
 
 
 def time_speed(*arguments: object) -> None:
@@ -157,6 +158,23 @@ def test_tells_how_fast_language_models_write(
     told = [cell.strip() for cell in header.strip("| ").split("|")]
     assert told[2:] == [_speed_decoding.COUNTED, "GPT-2"]
     assert [row.split("|")[1].strip() for row in rows] == ["1 + 2", "3 + 2"]
+
+
+def test_tells_how_long_keyword_spotters_take(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_speed_keywords, "NETS", ("tc_resnet8", "bc_resnet1"))
+    time_speed("--only", "keywords", "--rounds", 1)
+    header, _, *rows = capsys.readouterr().out.split("\n\n")[0].splitlines()
+    assert [cell.strip() for cell in header.strip("| ").split("|")][1:] == [
+        "parameters", "MACs", "ms",
+    ]  # fmt: skip
+    told = {row.split("|")[1].strip(): row.strip("| ").split("|") for row in rows}
+    default = spot_keywords.Config(data="").spec
+    assert set(told) == {f"{default} (default)", "tc_resnet8", "bc_resnet1"}
+    assert told["bc_resnet1"][1].strip() == "9.23 k"
+    times = [float(cells[3]) for cells in told.values()]
+    assert times == sorted(times) and times[0] > 0
 
 
 def test_classifiers_of_texts_have_the_published_sizes() -> None:

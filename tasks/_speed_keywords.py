@@ -1,0 +1,82 @@
+"""Keyword spotters for `tasks.speed`: how long each takes for a second of sound, untrained."""
+
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+
+import resbackbones as rb
+from resbackbones import report
+from resbackbones.speech import ResidualForAudioClassification
+from tasks.speech import spot_keywords
+
+NETS = (
+    *("tc_resnet8", "tc_resnet8_1_5", "tc_resnet14", "tc_resnet14_1_5"),
+    *("matchboxnet_3x1", "matchboxnet_3x2", "matchboxnet_6x2"),
+    *("bc_resnet1", "bc_resnet1_5", "bc_resnet2", "bc_resnet3", "bc_resnet6", "bc_resnet8"),
+    *("res8_narrow", "res8", "res15_narrow", "res15", "mel_resnet14"),
+)
+WORDS = 12
+SECONDS = 1
+
+Seconds = Mapping[str, Sequence[float]]
+
+
+def spotters() -> dict[str, ResidualForAudioClassification]:
+    """By name; "ours" is the default of `tasks.speech.spot_keywords`."""
+    default = str(spot_keywords.Config(data="").spec)
+    names = {"ours": default} | {name: name for name in NETS if name != default}
+    return {
+        name: ResidualForAudioClassification.build(spec, num_labels=WORDS).eval()
+        for name, spec in names.items()
+    }
+
+
+def features(model: ResidualForAudioClassification) -> dict[str, Any]:
+    """What a model hears in a second of noise."""
+    return dict(model.processor([torch.randn(SECONDS * 16_000)], return_tensors="pt"))
+
+
+def turns(device: str) -> Iterator[tuple[tuple[int, ...], int, dict[str, Callable[[], object]]]]:
+    """The multiply-adds of a round, and one answer of each, from features to logits."""
+    nets: dict[str, Any] = spotters()
+    work = sum(rb.count_macs(net, features(net)) for net in nets.values())
+
+    def answer(net: Any, heard: Mapping[str, Any]) -> object:
+        with torch.inference_mode():
+            return net(**heard).logits.cpu()
+
+    yield (
+        (SECONDS,),
+        work,
+        {
+            name: partial(
+                answer, net.to(device), {n: x.to(device) for n, x in features(net).items()}
+            )
+            for name, net in nets.items()
+        },
+    )
+
+
+def table(timings: Sequence[tuple[tuple[int, ...], Seconds, Seconds]], close: str) -> list[str]:
+    """What was measured, the quickest first; nothing where nothing was."""
+    if not timings:
+        return []
+    ((_, seconds, _),) = timings
+    took = {name: statistics.median(times) for name, times in seconds.items()}
+    nets: dict[str, Any] = spotters()
+    rows = [
+        [
+            f"{spot_keywords.Config(data='').spec} (default)" if name == "ours" else name,
+            report.format_count(rb.count_parameters(nets[name])),
+            report.format_count(rb.count_macs(nets[name], features(nets[name]))),
+            f"{1000 * took[name]:.2f}",
+        ]
+        for name in sorted(took, key=took.__getitem__)
+    ]
+    return [
+        report.markdown_table(["net", "parameters", "MACs", "ms"], rows, left=1),
+        f"The time of an answer to a second of sound, from features to logits; fp32, {close}",
+    ]
