@@ -105,6 +105,23 @@ def _quartznet(times: int) -> BackboneSpec:
     )  # fmt: skip
 
 
+# Citrinet (Majumdar et al. 2021, section 3): QuartzNet with squeeze and excitation everywhere and
+# three strides of 2, each in the last convolution of the block that opens a group.
+def _citrinet(channels: int, last: int = 640) -> BackboneSpec:
+    groups = range(11, 22, 2), range(13, 26, 2), range(25, 40, 2)
+    stages = (
+        Stage(channels, 1, 2 if kernel == group[0] else 1, kernel=kernel)
+        for group in groups
+        for kernel in group
+    )
+    return BackboneSpec(
+        tuple(stages), dims=1, in_channels=80, branch=Separable(5), shortcut="always",
+        norm_eps=1e-3, attention="se", attention_reduction=8, attention_bias=False,
+        attention_everywhere=True, stem=Stem(channels, 5, separable=True),
+        tail=(Layer(last, 41, separable=True),),
+    )  # fmt: skip
+
+
 def _matchboxnet(blocks: int, repeats: int) -> BackboneSpec:
     return BackboneSpec(
         tuple(Stage(64, 1, kernel=13 + 2 * index) for index in range(blocks)),
@@ -118,6 +135,13 @@ def _matchboxnet(blocks: int, repeats: int) -> BackboneSpec:
 _MEL_RESNET = BackboneSpec(
     _stages((32, 64, 128), (2, 2, 2), first_stride=2), in_channels=1, stem=Stem(32, 3, 2),
     attention="se",
+)  # fmt: skip
+
+
+# Ours, to write down speech on a CPU: dense convolutions, which processors are fastest at, at a
+# stride of 4 that leaves room for characters; it reaches 4 seconds, so long recordings can be cut.
+_MEL_RESNET_CTC = BackboneSpec(
+    (Stage(256, 8, 2, kernel=7),), dims=1, in_channels=80, stem=Stem(256, 11, 2),
 )  # fmt: skip
 
 
@@ -307,6 +331,11 @@ SPECS: dict[str, BackboneSpec] = {
     "quartznet5x5": _quartznet(1),
     "quartznet10x5": _quartznet(2),
     "quartznet15x5": _quartznet(3),
+    "citrinet256": _citrinet(256),
+    "citrinet384": _citrinet(384),
+    "citrinet512": _citrinet(512),
+    "citrinet1024": _citrinet(1024, 1024),
+    "mel_resnet_ctc18": _MEL_RESNET_CTC,
     "matchboxnet_3x1": _matchboxnet(3, 1),
     "matchboxnet_3x2": _matchboxnet(3, 2),
     "matchboxnet_6x2": _matchboxnet(6, 2),
