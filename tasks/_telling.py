@@ -16,7 +16,13 @@ from resbackbones.train import Result
 
 SHOWN = {"map": "mAP", "ap": "AP", "ap50": "AP50", "ap75": "AP75"}
 SHOWN |= {f"mask_{name}": f"mask {shown}" for name, shown in SHOWN.items()}
-SHOWN |= {"eer": "EER", "min_dcf_0.01": "minDCF 0.01", "min_dcf_0.05": "minDCF 0.05"}
+SHOWN |= {
+    "cer": "CER",
+    "wer": "WER",
+    "eer": "EER",
+    "min_dcf_0.01": "minDCF 0.01",
+    "min_dcf_0.05": "minDCF 0.05",
+}
 
 
 @dataclass(frozen=True)
