@@ -141,7 +141,7 @@ class ErrorRates:
             what = f"{said!r} left out" if written is None else f"{written!r} put in"
             if said is not None and written is not None:
                 what = f"{said!r} taken for {written!r}"
-            yield f"{what} {count:,} times"
+            yield f"{what} ({count:,})"
 
     def compute(self) -> dict[str, float]:
         figures = {}

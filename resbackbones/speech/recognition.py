@@ -310,7 +310,7 @@ def _symbols_and_ends(batch: Mapping[str, Any]) -> Tensor:
 
 def _greedy(tokenizer: CTCTokenizer, logits: Tensor) -> list[str]:
     """Texts of the likeliest symbol of each frame."""
-    return [tokenizer.decode(row) for row in logits.argmax(-1).tolist()]
+    return [tokenizer.written(row) for row in logits.argmax(-1).tolist()]
 
 
 def _said_and_written(
@@ -318,9 +318,11 @@ def _said_and_written(
 ) -> list[tuple[str, str]]:
     """What was said, by `references` where there are some, else by the labels; and what the model
     writes."""
+    labels = batch["labels"]
     if (references := batch.get("references")) is not None:
         said = ["".join(chr(c) for c in row if c != NO_CHARACTER) for row in references.tolist()]
     else:
-        rows = [[n for n in row if n != IGNORED] for row in batch["labels"].tolist()]
-        said = [tokenizer.decode(row, group_tokens=False) for row in rows]
+        # A blank behind every symbol keeps two of a kind apart.
+        rows = [[each for n in row if n != IGNORED for each in (n, 0)] for row in labels.tolist()]
+        said = [tokenizer.written(row) for row in rows]
     return list(zip(said, _greedy(tokenizer, output.logits), strict=True))

@@ -97,11 +97,15 @@ class CTCTokenizer(PreTrainedTokenizerFast):
         for number, group in itertools.groupby(numbers):
             start, end = end, end + len(list(group))
             if number:
-                symbol = self.convert_ids_to_tokens(int(number))
+                (symbol,) = self.convert_ids_to_tokens([int(number)])
                 found.append((symbol.replace(SPACE, " "), start, end))
         return found
 
-    def _decode(  # type: ignore[override]
+    def written(self, numbers: Iterable[int]) -> str:
+        """The text of an answer per frame."""
+        return " ".join("".join(symbol for symbol, _, _ in self.runs(numbers)).split())
+
+    def _decode(
         self,
         token_ids: int | list[int],
         skip_special_tokens: bool = False,
@@ -115,12 +119,11 @@ class CTCTokenizer(PreTrainedTokenizerFast):
         numbers = [token_ids] if isinstance(token_ids, int) else token_ids
         if not group_tokens:
             numbers = [each for number in numbers for each in (number, 0)]
-        runs = self.runs(numbers)
-        text = " ".join("".join(symbol for symbol, _, _ in runs).split())
         if not output_char_offsets:
-            return text
+            return self.written(numbers)
         names = ("char", "start_offset", "end_offset")
-        return {"text": text, "char_offsets": [dict(zip(names, r, strict=True)) for r in runs]}
+        offsets = [dict(zip(names, run, strict=True)) for run in self.runs(numbers)]
+        return {"text": self.written(numbers), "char_offsets": offsets}
 
     def _get_word_offsets(
         self, offsets: Sequence[dict[str, Any]], word_delimiter_char: str = " "
@@ -233,8 +236,6 @@ class ResidualCTCProcessor(ProcessorMixin):
     ) -> None:
         super().__init__(feature_extractor, tokenizer)
 
-    def __call__(  # type: ignore[override]
-        self, audio: Any = None, sampling_rate: int | None = None, **options: Any
-    ) -> Any:
+    def __call__(self, audio: Any = None, sampling_rate: int | None = None, **options: Any) -> Any:
         """Features of clips, as the feature extractor makes them."""
         return self.feature_extractor(audio, sampling_rate, **options)

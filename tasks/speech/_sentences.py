@@ -20,8 +20,8 @@ from tasks.speech._words import WORDS
 
 NAME = "synthesised sentences"
 CACHE = Path("runs/spoken")
-SENTENCES = {"train": 2400, "validation": 200, "test": 300}
-LENGTHS = (3, 7)  # words of a sentence, fewest and most
+SENTENCES = {"train": 2000, "validation": 150, "test": 300}
+LENGTHS = (3, 6)  # words of a sentence, fewest and most
 
 
 def folder(seed: int = 0) -> Path:

@@ -15,8 +15,10 @@ from resbackbones.speech import (
     ErrorRates,
     ResidualCTCProcessor,
     ResidualForCTC,
+    decode_audio,
     learn_vocabulary,
 )
+from resbackbones.speech.recordings import FULL_SCALE
 from resbackbones.weights import load_weights
 from tasks.speech._baseline import by_segments, of_mfcc
 
@@ -93,6 +95,12 @@ def remarks(metric: ErrorRates) -> Iterator[str]:
         )
     elif confused := "; ".join(metric.confused()):
         yield f"most frequent errors: {confused}"
+
+
+def read(path: Path, processor: ResidualCTCProcessor) -> list[Any]:
+    """A recording, to be written down."""
+    rate = processor.feature_extractor.sampling_rate
+    return [decode_audio(path, rate).float() / FULL_SCALE]
 
 
 def refuse(config: Any) -> None:

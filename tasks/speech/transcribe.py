@@ -17,7 +17,6 @@ recording that sounds most alike; a net that writes nothing has 100 %.
 import math
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from resbackbones.core.zoo import resolve
@@ -26,11 +25,9 @@ from resbackbones.speech import (
     ResidualCTCProcessor,
     ResidualFeatureExtractor,
     TranscriptItems,
-    decode_audio,
     read_clips,
 )
 from resbackbones.speech import ResidualForCTC as Model
-from resbackbones.speech.recordings import FULL_SCALE
 from resbackbones.speech.vocabulary import TEXTS, Symbols, Text
 from resbackbones.train.options import Keep, Kind, Schedule
 from tasks._recipe import Experiment, Recipe, Spec, Task
@@ -128,11 +125,6 @@ def items(config: Config, source: Source, model: Model) -> TranscriptItems:
     return TranscriptItems(source, model, evaluation=True, **how)
 
 
-def read(path: Path, processor: ResidualCTCProcessor) -> list[Any]:
-    rate = processor.feature_extractor.sampling_rate
-    return [decode_audio(path, rate).float() / FULL_SCALE]
-
-
 USE = """
 import soundfile, transformers
 import resbackbones.speech
@@ -143,7 +135,7 @@ print(write({{"array": samples.mean(1), "sampling_rate": rate}}, return_timestam
 """
 GPU = {"epochs": 100, "batch_size": 256, "budget": 120_000, "spec": "citrinet256", "symbols": "bpe"}
 TASK = Task(
-    *("transcribe", "audio", Config, experiment, items, (Model,), read, USE, GPU),
+    *("transcribe", "audio", Config, experiment, items, (Model,), texts.read, USE, GPU),
     figures=("cer", "wer", "empty", "loss"),
     target=lambda model: Transcripts(),
     answer=lambda model: lambda sound: {"transcript": model.transcribe(sound)[0]},
