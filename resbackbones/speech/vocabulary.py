@@ -97,7 +97,7 @@ class CTCTokenizer(PreTrainedTokenizerFast):
         for number, group in itertools.groupby(numbers):
             start, end = end, end + len(list(group))
             if number:
-                (symbol,) = self.convert_ids_to_tokens([int(number)])
+                symbol = self.backend_tokenizer.id_to_token(int(number)) or ""
                 found.append((symbol.replace(SPACE, " "), start, end))
         return found
 
