@@ -24,9 +24,10 @@ from resbackbones.core.branches import (
     Separable,
     Temporal,
 )
+from resbackbones.core.dilating import with_output_stride
 from resbackbones.core.layers import Layer, Part, Stage, Stem
 from resbackbones.core.spec import BackboneSpec
-from resbackbones.core.zoo import SPECS, backbone, with_output_stride
+from resbackbones.core.zoo import SPECS, backbone
 from resbackbones.errors import InputError
 
 if TYPE_CHECKING:

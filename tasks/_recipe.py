@@ -208,6 +208,7 @@ class Experiment:
         split: what is measured on, where it is neither "test" nor, without that, "validation".
         per: what the multiply-adds are counted for, and how many of these an item has.
         sample: what a trained model makes, as text, for the record.
+        load: takes --weights into a model and says what came of it.
         calibrate: what is still chosen for the model of a seed, and written to its folder, before
             it is saved; and what there is to say of it, for the record.
     """
@@ -225,6 +226,7 @@ class Experiment:
     split: str = ""
     per: tuple[str, int] = ("item", 1)
     sample: Callable[[Any], str] | None = None
+    load: Callable[[Any, Path], list[str]] = load_weights
     calibrate: Callable[[Any, Path], str] | None = None
 
     @property
@@ -380,7 +382,7 @@ def one_seed(
         part.train.seed = seed
         model = part.build()
         if config.weights is not None:
-            told = load_weights(model, config.weights)
+            told = part.load(model, config.weights)
             if world.first and part is made:
                 print(_running.wrapped("; ".join(told)), flush=True)
         if config.freeze:

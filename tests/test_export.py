@@ -19,6 +19,7 @@ from resbackbones.speech import (
     ResidualFeatureExtractor,
     ResidualForAudioClassification,
     ResidualForAudioXVector,
+    ResidualForCTC,
 )
 from resbackbones.text import (
     Ngrams,
@@ -27,6 +28,7 @@ from resbackbones.text import (
     train_tokenizer,
 )
 from resbackbones.vision import ResidualForImageClassification
+from tests.speech.test_recognition import SQUEEZED
 
 
 def mask(batch: int, size: int) -> Tensor:
@@ -63,6 +65,11 @@ def speech(spec: str | rb.BackboneSpec = "matchboxnet_3x1") -> tuple[Any, Any, A
 
     sizes = {"input_features": {0: Dim.DYNAMIC, 2: Dim.DYNAMIC}}
     return model, example, sizes | {"attention_mask": {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}}
+
+
+def recogniser() -> tuple[Any, Any, Any]:
+    _, example, sizes = speech()
+    return ResidualForCTC.build(SQUEEZED, vocabulary=list("ab "), in_channels=64), example, sizes
 
 
 def speakers(spec: str | rb.BackboneSpec, **head: Any) -> tuple[Any, Any, Any]:
@@ -118,6 +125,7 @@ CASES = {
     "attentive statistics": lambda: speakers(
         "matchboxnet_3x1", pooling="attentive_statistics", norm="batch"
     ),
+    "recogniser": recogniser,
     "dpcnn": lambda: text("dpcnn"),
     "word_resnet6": lambda: text("word_resnet6", Ngrams(buckets=50, most=4)),
     "word_resnet6, TF-IDF": lambda: text("word_resnet6", tfidf=True),

@@ -97,8 +97,8 @@ def test_arrows_only_point_down() -> None:
 def test_the_core_reads_from_top_to_bottom() -> None:
     """Each of its files rests on those named before it."""
     order = (
-        "layers branches plan refusals spec context ops modules blocks backbone zoo heads pieces "
-        "diagnose"
+        "layers branches plan refusals spec dilating context ops modules blocks backbone zoo heads "
+        "pieces diagnose"
     ).split()
     files = {module.stem: module for module in modules("resbackbones/core")}
     assert set(files) == {*order, "__init__"}

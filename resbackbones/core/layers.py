@@ -243,6 +243,7 @@ class Attention(Part):
     channels: int
     kind: str
     reduction: int
+    bias: bool = True
 
     def reach(self, causal: bool) -> tuple[float, float]:
         return math.inf, math.inf

@@ -48,8 +48,8 @@ class SqueezeExcitation(nn.Module):
     def __init__(self, part: layers.Attention, spec: BackboneSpec, in_channels: int) -> None:
         super().__init__()
         squeezed = max(4, part.channels // part.reduction)
-        self.squeeze = nn.Linear(part.channels, squeezed)
-        self.excite = nn.Linear(squeezed, part.channels)
+        self.squeeze = nn.Linear(part.channels, squeezed, bias=part.bias)
+        self.excite = nn.Linear(squeezed, part.channels, bias=part.bias)
 
     def forward(self, x: Tensor, context: Context = WHOLE) -> Tensor:
         means = masked_mean(x, context.lengths)

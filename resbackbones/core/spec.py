@@ -86,6 +86,9 @@ class BackboneSpec:
             (Qiao et al. 2019), which goes well with a group norm (BiT, Kolesnikov et al. 2020).
         attention: "se" (Hu 2018) or "eca" (Wang 2020) at the end of each branch.
         attention_reduction: channels over squeezed channels in "se".
+        attention_bias: whether the maps of "se" have biases.
+        attention_everywhere: attention in the layers of stem and tail too, between norm and
+            activation (Citrinet, Majumdar et al. 2021).
         dropout: after the activations inside a branch.
         drop_path: stochastic depth at the last block, rising from 0 (Huang 2016).
         causal: position t of the last axis sees only positions <= t.
@@ -127,6 +130,8 @@ class BackboneSpec:
     activation: str = "relu"
     attention: str = "none"
     attention_reduction: int = 16
+    attention_bias: bool = True
+    attention_everywhere: bool = False
     dropout: float = 0.0
     drop_path: float = 0.0
     causal: bool = False
@@ -202,6 +207,8 @@ class BackboneSpec:
     def _check_unread(self) -> None:
         for field, reader, read in (
             ("attention_reduction", "attention='se'", self.attention == "se"),
+            ("attention_bias", "attention='se'", self.attention == "se"),
+            ("attention_everywhere", "attention='se'", self.attention != "none"),
             ("norm_groups", "norm='group'", self.norm == "group"),
             ("norm_after_activation", "norm='batch'", normalises(self)),
             ("norm_affine", "norm='batch'", normalises(self)),
@@ -252,7 +259,7 @@ class BackboneSpec:
             pool = self._max_pool(width, size, size, 1, self.stem.zero_padded)
             if self.stem.averaged:
                 pool = (AveragePool(width, size, size),)
-            stem = (*self.stem.layers(), *pool)
+            stem = (*self._attended(self.stem.layers()), *pool)
         stages: list[tuple[tuple[Part, ...], tuple[Block, ...]]] = []
         for stage in self.stages:
             down: tuple[Part, ...] = ()
@@ -286,7 +293,22 @@ class BackboneSpec:
             width = sum(stage.channels for stage in self.stages)
         # A pre-activated block leaves a raw sum, so the net ends in a norm and an activation.
         final = (self._before(width),) if self.order == "pre" else ()
-        return Plan(stem, tuple(stages), (*final, *self.tail))
+        return Plan(stem, tuple(stages), (*final, *self._attended(self.tail)))
+
+    def _attended(self, layers: tuple[Layer, ...]) -> tuple[Part, ...]:
+        """The layers of stem or tail, with attention in each where it is everywhere."""
+        if not self.attention_everywhere:
+            return layers
+        parts: list[Part] = []
+        for layer in layers:
+            parts.append(replace(layer, activation=False))
+            parts.append(self._attention(layer.channels))
+            if layer.activation:
+                parts.append(NormActivation(layer.channels, norm=False))
+        return tuple(parts)
+
+    def _attention(self, width: int) -> Attention:
+        return Attention(width, self.attention, self.attention_reduction, self.attention_bias)
 
     def _before(self, width: int, norm: bool = True) -> NormActivation:
         """What stands before a convolution in pre-activated blocks."""
@@ -332,7 +354,7 @@ class BackboneSpec:
             if carries:
                 branch.append(Blur(width, _three(size), stage.stride, apart))
         if self.attention != "none":
-            branch.append(Attention(width, self.attention, self.attention_reduction))
+            branch.append(self._attention(width))
         return Block(pre, tuple(branch), self._shortcut(stage, in_channels))
 
     def _append(self, branch: list[Part], part: Part) -> None:

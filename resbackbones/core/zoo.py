@@ -1,8 +1,6 @@
 """Published backbones, and a few of our own, as specs. Names are torchvision's or timm's where one
 exists; parameter counts are held exactly by the tests."""
 
-import itertools
-import operator
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,7 +15,7 @@ from resbackbones.core.branches import (
     Separable,
     Temporal,
 )
-from resbackbones.core.layers import Axes, Layer, Stage, Stem, check_names, last, per_axis
+from resbackbones.core.layers import Layer, Stage, Stem, check_names
 from resbackbones.core.spec import BackboneSpec
 from resbackbones.errors import InputError, nearest
 
@@ -105,6 +103,23 @@ def _quartznet(times: int) -> BackboneSpec:
     )  # fmt: skip
 
 
+# Citrinet (Majumdar et al. 2021, section 3): QuartzNet with squeeze and excitation everywhere and
+# three strides of 2, each in the last convolution of the block that opens a group.
+def _citrinet(channels: int, last: int = 640) -> BackboneSpec:
+    groups = range(11, 22, 2), range(13, 26, 2), range(25, 40, 2)
+    stages = (
+        Stage(channels, 1, 2 if kernel == group[0] else 1, kernel=kernel)
+        for group in groups
+        for kernel in group
+    )
+    return BackboneSpec(
+        tuple(stages), dims=1, in_channels=80, branch=Separable(5), shortcut="always",
+        norm_eps=1e-3, attention="se", attention_reduction=8, attention_bias=False,
+        attention_everywhere=True, stem=Stem(channels, 5, separable=True),
+        tail=(Layer(last, 41, separable=True),),
+    )  # fmt: skip
+
+
 def _matchboxnet(blocks: int, repeats: int) -> BackboneSpec:
     return BackboneSpec(
         tuple(Stage(64, 1, kernel=13 + 2 * index) for index in range(blocks)),
@@ -118,6 +133,13 @@ def _matchboxnet(blocks: int, repeats: int) -> BackboneSpec:
 _MEL_RESNET = BackboneSpec(
     _stages((32, 64, 128), (2, 2, 2), first_stride=2), in_channels=1, stem=Stem(32, 3, 2),
     attention="se",
+)  # fmt: skip
+
+
+# Ours, to write down speech on a CPU: dense convolutions, which processors are fastest at, at a
+# stride of 4 that leaves room for characters; it reaches 4 seconds, so long recordings can be cut.
+_MEL_RESNET_CTC = BackboneSpec(
+    (Stage(256, 8, 2, kernel=7),), dims=1, in_channels=80, stem=Stem(256, 11, 2),
 )  # fmt: skip
 
 
@@ -307,6 +329,11 @@ SPECS: dict[str, BackboneSpec] = {
     "quartznet5x5": _quartznet(1),
     "quartznet10x5": _quartznet(2),
     "quartznet15x5": _quartznet(3),
+    "citrinet256": _citrinet(256),
+    "citrinet384": _citrinet(384),
+    "citrinet512": _citrinet(512),
+    "citrinet1024": _citrinet(1024, 1024),
+    "mel_resnet_ctc18": _MEL_RESNET_CTC,
     "matchboxnet_3x1": _matchboxnet(3, 1),
     "matchboxnet_3x2": _matchboxnet(3, 2),
     "matchboxnet_6x2": _matchboxnet(6, 2),
@@ -389,80 +416,6 @@ def resolve(name_or_spec: str | BackboneSpec, **changes: Any) -> BackboneSpec:
             raise InputError(f"{name}= is a word of timm or torchvision; {FOREIGN[name]}")
     check_names(BackboneSpec, changes)
     return replace(spec, **changes)
-
-
-def with_output_stride(spec: BackboneSpec, stride: int) -> BackboneSpec:
-    """The same net with features no coarser than `stride`: strides beyond it become dilations (Yu &
-    Koltun 2016; Chen et al. 2017, section 3.1), of convolutions, poolings, means, blurs and patches
-    alike. Its weights fit; each of its outputs at a position the strided net has is that net's
-    output there, unless something looks at all positions (attention, group norm).
-
-    >>> [(s.stride, s.dilation) for s in with_output_stride(SPECS["resnet50"], 16).stages]
-    [(1, 1), (2, 1), (2, 1), (1, 2)]
-
-    Raises:
-        InputError: a stride the net does not pass through, or a stride taken by something other
-            than a convolution where a dilation of that one's own cannot be told from the stride's,
-            or by k-max pooling, which has no dilation.
-    """
-    reached = [1] * spec.dims
-    for part in spec.plan.stem:
-        reached = [r * s for r, s in zip(reached, per_axis(part.stride, spec.dims), strict=True)]
-    steps = [reached[-1], *(last(stage.stride) for stage in spec.stages)]
-    dilated = [1] * spec.dims  # what the strides taken out so far multiply a dilation by
-    stages = []
-    for stage in spec.stages:
-        before = list(dilated)
-        strides = list(per_axis(stage.stride, spec.dims))
-        for axis, taken in enumerate(strides):
-            if reached[axis] * taken <= stride:
-                reached[axis] *= taken
-            else:
-                dilated[axis] *= taken
-                strides[axis] = 1
-        if max(dilated) > 1:
-            _check_dilatable(spec, stage, max(strides) > 1)
-            first, dilation = (
-                _scaled(stage.entry_dilation, before),
-                _scaled(stage.dilation, dilated),
-            )
-            stage = replace(
-                stage,
-                stride=_simple(strides),
-                dilation=dilation,
-                first_dilation=None if first == dilation else first,
-            )
-        stages.append(stage)
-    if any(r != stride for r in reached):
-        raise InputError(
-            f"the net does not pass through stride {stride}, but through "
-            f"{', '.join(map(str, itertools.accumulate(steps, operator.mul)))}"
-        )
-    tail = tuple(replace(layer, dilation=_scaled(layer.dilation, dilated)) for layer in spec.tail)
-    return replace(spec, stages=tuple(stages), tail=tail)
-
-
-def _check_dilatable(spec: BackboneSpec, stage: Stage, strided: bool) -> None:
-    """Refuse what `Stage.window` would not see: a window of a stage with a dilation of its own, or
-    with a stride that stays behind one that was taken out."""
-    taker = {"max": "a max pooling", "patch": "patches", "blur": "a blur"}.get(spec.downsample)
-    if taker is None and spec.shortcut == "average" and spec.skip == "identity":
-        taker = "the mean of its shortcut"
-    own = set(per_axis(stage.dilation, spec.dims)) != {1} and stage.first_dilation is None
-    if taker and max(stage.window(spec.dims)[0]) > 1 and (own or strided):
-        raise InputError(
-            f"the stride of {stage} is taken by {taker}, and beside it stands a dilation or a "
-            "stride that stays; use downsample='stride' and another shortcut than 'average'"
-        )
-
-
-def _scaled(dilation: Axes, factors: list[int]) -> Axes:
-    each = per_axis(dilation, len(factors))
-    return _simple([d * f for d, f in zip(each, factors, strict=True)])
-
-
-def _simple(values: list[int]) -> Axes:
-    return values[0] if len(set(values)) == 1 else tuple(values)
 
 
 def backbone(name_or_spec: str | BackboneSpec, **changes: Any) -> Backbone:

@@ -287,7 +287,7 @@ def rarest_class(rows: Tensor, labels: Tensor, count: int, classes: int) -> Tens
 
 @dataclass(frozen=True)
 class Transcripts(Target):
-    """What was said, word by word.
+    """What was said, word by word; an empty text says that nothing was.
 
     >>> said = Column("text", ["a cat", "a dog"], "pets", "row {}".format)
     >>> Transcripts().describe(Transcripts().values(said))
@@ -303,7 +303,7 @@ class Transcripts(Target):
     def faults(self, column: Column) -> dict[int, str]:
         found = {}
         for row, cell in enumerate(column.cells):
-            if cell is None or (isinstance(cell, str) and not cell.strip()):
+            if cell is None:
                 found[row] = f"has no text in column {column.name!r}"
             elif not isinstance(cell, str):
                 found[row] = f"has {cell!r} in column {column.name!r}, which is no text"
@@ -315,9 +315,15 @@ class Transcripts(Target):
         return list(column.cells)
 
     def describe(self, values: list[str]) -> str:
+        """
+        >>> Transcripts().describe(["a cat", "", "yes"])
+        'texts of 0 to 5 characters (1 empty), 7 different ones'
+        """
         lengths = [len(text) for text in values]
         low, high = min(lengths), max(lengths)
         sizes = f"{low:,} characters each" if low == high else f"{low:,} to {high:,} characters"
+        empty = sum(not text.strip() for text in values)
+        sizes += f" ({empty:,} empty)" if empty else ""
         return f"texts of {sizes}, {len(set().union(*values)):,} different ones"
 
 

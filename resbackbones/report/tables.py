@@ -8,6 +8,7 @@ PERCENT = (
     *("micro_f1", "map", "ap", "ap50", "ap75", "iou", "mean_iou", "dice", "mean_dice"),
     *("mean_average_precision", "average_precision"),
     *("mask_map", "mask_ap", "mask_ap50", "mask_ap75", "eer", "eer_as_norm"),
+    *("cer", "wer", "empty"),
 )
 
 

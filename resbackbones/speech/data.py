@@ -86,17 +86,12 @@ class AudioItems(Items):
                 f"the clips are at {clips.sampling_rate} Hz, but the extractor listens at "
                 f"{extractor.sampling_rate} Hz; read them at that rate"
             )
-        if not isinstance(clips.labels, Tensor):
-            raise InputError(
-                "the clips have no classes, as a classifier learns; open their source with "
-                "target=Classes() or Labels()"
-            )
         self.augment = augment
         self.num_classes = len(clips.names)
         self.rows, self.skipped, self.cut = clips.rows, clips.skipped, clips.cut
         self.source = clips.source
         self.device = torch.device(device)
-        self.labels = clips.labels.to(device)
+        self.labels = self._labels(clips).to(device)
         self.options = extractor.options
         self.front_end = FrontEnd(**extractor.options).to(device)  # type: ignore[arg-type]
         self.frame_rate = extractor.sampling_rate / self.front_end.hop
@@ -114,6 +109,19 @@ class AudioItems(Items):
         if rooms is not None:
             self.rooms = recorded_rooms(self.front_end, rooms, clips.sampling_rate)
         self.octaves = octaves(self.front_end)
+
+    def _labels(self, clips: Clips) -> Tensor:
+        """What is learned of the clips.
+
+        Raises:
+            InputError: they have no such thing.
+        """
+        if not isinstance(clips.labels, Tensor):
+            raise InputError(
+                "the clips have no classes, as a classifier learns; open their source with "
+                "target=Classes() or Labels()"
+            )
+        return clips.labels
 
     def _parts(self) -> Iterator[bytes | str]:
         yield from super()._parts()

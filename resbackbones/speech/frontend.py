@@ -329,6 +329,7 @@ class ResidualFeatureExtractor(SequenceFeatureExtractor):
         padding: bool | str = True,
         return_tensors: str | None = None,
         device: str | torch.device | None = None,
+        return_attention_mask: bool = True,
     ) -> BatchFeature:
         """Extract features, padding a batch to its longest clip.
 
@@ -342,15 +343,20 @@ class ResidualFeatureExtractor(SequenceFeatureExtractor):
             padding: True or "longest"; there is no other way to pad.
             return_tensors: "pt" or "np"; None means "np".
             device: where to compute; None means where the clips are.
+            return_attention_mask: it always is returned; there for transformers' pipelines.
 
         Raises:
-            InputError: another sampling rate or padding, or a clip that is empty, of more than 8
-                channels, of other whole numbers or not finite.
+            InputError: another sampling rate or padding, no mask, or a clip that is empty, of more
+                than 8 channels, of other whole numbers or not finite.
         """
         if padding not in (True, "longest"):
             raise InputError(
                 f"padding={padding!r} is not known; a batch is padded to its longest clip, "
                 "padding=True"
+            )
+        if not return_attention_mask:
+            raise InputError(
+                "return_attention_mask=False leaves nothing to tell padding by; leave it out"
             )
         if return_tensors not in ("pt", "np", None):
             raise InputError(f"return_tensors={return_tensors!r} is not known; use 'pt' or 'np'")

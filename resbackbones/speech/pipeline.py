@@ -6,12 +6,19 @@ time. Ours is `(B, F, T)`: time is last, as convolutions have it. So between the
 pipeline, and nowhere else, the axes change places.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
-from transformers import AudioClassificationPipeline
+from transformers import AudioClassificationPipeline, AutomaticSpeechRecognitionPipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from resbackbones.speech.frontend import ResidualFeatureExtractor
+
+
+def _swapped(pipeline: Any, values: Any) -> Any:
+    if isinstance(pipeline.feature_extractor, ResidualFeatureExtractor):
+        values["input_features"] = values["input_features"].transpose(1, 2)
+    return values
 
 
 class ResidualAudioClassificationPipeline(AudioClassificationPipeline):
@@ -19,19 +26,28 @@ class ResidualAudioClassificationPipeline(AudioClassificationPipeline):
     extractor it is transformers' own."""
 
     def preprocess(self, inputs: Any) -> Any:  # type: ignore[override]  # as in its own base
-        return self._swapped(super().preprocess(inputs))
+        return _swapped(self, super().preprocess(inputs))
 
     def _forward(self, model_inputs: Any) -> Any:  # type: ignore[override]
-        return super()._forward(self._swapped(model_inputs))
+        return super()._forward(_swapped(self, model_inputs))
 
-    def _swapped(self, values: Any) -> Any:
-        if isinstance(self.feature_extractor, ResidualFeatureExtractor):
-            values["input_features"] = values["input_features"].transpose(1, 2)
-        return values
+
+class ResidualSpeechRecognitionPipeline(AutomaticSpeechRecognitionPipeline):
+    """`transformers.pipeline("automatic-speech-recognition", model=…)`, likewise."""
+
+    def preprocess(self, inputs: Any, **options: Any) -> Iterator[Any]:  # type: ignore[override]
+        for piece in super().preprocess(inputs, **options):
+            yield _swapped(self, piece)
+
+    def _forward(self, model_inputs: Any, **options: Any) -> Any:  # type: ignore[override]
+        return super()._forward(_swapped(self, model_inputs), **options)
 
 
 def register() -> None:
-    """Make it the pipeline of its task. (`register_pipeline` is for pipelines that are saved as
-    code with a model, and warns.)"""
-    task = PIPELINE_REGISTRY.supported_tasks["audio-classification"]
-    task["impl"] = ResidualAudioClassificationPipeline
+    """Make them the pipelines of their tasks. (`register_pipeline` is for pipelines that are saved
+    as code with a model, and warns.)"""
+    for task, pipeline in (
+        ("audio-classification", ResidualAudioClassificationPipeline),
+        ("automatic-speech-recognition", ResidualSpeechRecognitionPipeline),
+    ):
+        PIPELINE_REGISTRY.supported_tasks[task]["impl"] = pipeline

@@ -10,8 +10,9 @@ from transformers.modeling_outputs import SemanticSegmenterOutput
 
 from resbackbones.classifier import classifier_options
 from resbackbones.core.backbone import Backbone, modes_kept
+from resbackbones.core.dilating import with_output_stride
 from resbackbones.core.spec import BackboneSpec
-from resbackbones.core.zoo import resolve, with_output_stride
+from resbackbones.core.zoo import resolve
 from resbackbones.errors import InputError
 from resbackbones.pretrained import ResidualPreTrainedModel
 from resbackbones.vision.decoders import (

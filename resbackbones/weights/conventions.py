@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from resbackbones.core.backbone import NORMS, Backbone
 from resbackbones.core.blocks import ACTIVATIONS
-from resbackbones.weights.layouts import KNOWN, Layout, Slot, differences
+from resbackbones.weights.layouts import KNOWN, Layout, differences
+from resbackbones.weights.slots import Slot
 
 # Fields of a spec that leave no trace in a state dict.
 UNSEEN = (
@@ -151,7 +152,7 @@ def unlike_specs(backbone: Backbone, layout: Layout, spec: Mapping[str, Any] | N
 def unlike_edges(backbone: Backbone, layout: Layout, theirs: nn.Module | None = None) -> list[str]:
     """A sentence about the ends of a sequence, where SpeechBrain's convolutions see a mirror image
     of it, unless made otherwise (None where it is not known)."""
-    if not layout.sequences:
+    if not layout.mirrored:
         return []
     modes = (
         {getattr(module, "padding_mode", "") for module in theirs.modules()}

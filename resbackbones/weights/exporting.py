@@ -6,7 +6,8 @@ from torch import Tensor, nn
 from resbackbones.core.backbone import Backbone
 from resbackbones.core.spec import BackboneSpec
 from resbackbones.errors import InputError, nearest
-from resbackbones.weights.layouts import KNOWN, LAYOUTS, Layout, differences, parts, slots, tensors
+from resbackbones.weights.layouts import KNOWN, LAYOUTS, Layout, differences
+from resbackbones.weights.slots import parts, slots, tensors
 
 
 def export_weights(model: nn.Module, library: str) -> dict[str, Tensor]:
@@ -14,8 +15,8 @@ def export_weights(model: nn.Module, library: str) -> dict[str, Tensor]:
 
     Args:
         model: a classifier, or a bare backbone for the library's model without classes
-            (`num_classes=0` in timm, `ResNetModel` in transformers).
-        library: "torchvision", "timm", "transformers", "speechbrain" or "wespeaker".
+            (`num_classes=0` in timm, `ResNetModel` in transformers, `encoder.encoder` in NeMo).
+        library: "torchvision", "timm", "transformers", "speechbrain", "wespeaker" or "nemo".
 
     Returns:
         A state dict, copied, which `load_state_dict(…, strict=True)` takes. What is no tensor the
@@ -40,6 +41,8 @@ def export_weights(model: nn.Module, library: str) -> dict[str, Tensor]:
         if slot.role == "head":  # directions of classes, which are no part of the net there
             continue
         value = values[slot.key]
+        if layout.blank_last and slot.in_head:
+            value = value.roll(-1, 0)
         body = "" if head is None or slot.role == "head.linear" else layout.body
         shape = layout.shape(slot, tuple(value.shape))
         written[body + layout.candidates(slot)[0]] = (
@@ -61,7 +64,9 @@ def _layout(backbone: Backbone, head: nn.Module | None, library: str) -> Layout:
         raise InputError(f"library={library!r} is not known; {nearest(library, known)}")
     spec, candidates = backbone.spec.to_dict(), []
     for layout, family in families:
-        beside = [*_attention_differences(backbone.spec), *_head_differences(layout, head)]
+        beside = _head_differences(layout, head)
+        if library == "timm":
+            beside += _attention_differences(backbone.spec)
         for name in family.like:
             unlike = differences(spec, KNOWN[name].to_dict(), family.free)
             candidates.append(([*unlike.values(), *beside], name, layout))
@@ -87,7 +92,7 @@ def _attention_differences(spec: BackboneSpec) -> list[str]:
 def _head_differences(layout: Layout, head: nn.Module | None) -> list[str]:
     has_norm = "head.norm" in layout.names
     if head is None:
-        if layout.pooling != "mean":
+        if layout.pooling not in ("mean", "none"):
             return ["a pooling and an embedding follow the backbone there"]
         return ["a norm follows the backbone there"] if has_norm else []
     last = "embedding" if "head.embedding" in layout.names else "linear"

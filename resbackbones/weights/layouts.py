@@ -1,139 +1,16 @@
 """What other libraries call the tensors of a net: one table per layout, read in both directions.
 
-`slots` walks a model of ours and says of every tensor where in the net it stands; a `Layout` says
-what stands there in another library. Nothing is written per direction, or per net.
+`slots` says of every tensor of ours where in the net it stands; a `Layout` says what stands there
+in another library. Nothing is written per direction, or per net.
 """
 
 import re
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import Tensor, nn
-
-from resbackbones.core.backbone import NORMS, Backbone
-from resbackbones.core.blocks import Residual
 from resbackbones.core.zoo import SPECS
-from resbackbones.errors import InputError
-
-
-@dataclass(frozen=True)
-class Slot:
-    """One tensor and its place in the net.
-
-    Attributes:
-        key: its name in our state dict, without "backbone." in front.
-        role: what it belongs to, as "stem.conv", "norm" (of a branch) or "shortcut.conv".
-        leaf: its name there, as "weight"; empty for a branch's scale.
-        stage, block: counted from 0.
-        index: among the modules of its role in that block.
-    """
-
-    key: str
-    role: str
-    leaf: str
-    stage: int = 0
-    block: int = 0
-    index: int = 0
-
-    @property
-    def owner(self) -> str:
-        """The name of its module; what a weight is standardised by is no module of its own."""
-        return _plain(self.key).rpartition(".")[0]
-
-    @property
-    def in_head(self) -> bool:
-        """Whether it belongs to the head, not to the backbone."""
-        return self.role.partition(".")[0] == "head"
-
-    @property
-    def reads_input(self) -> bool:
-        """Whether it is what the net's input meets first."""
-        return self.role == "stem.conv" and self.index == 0 and self.leaf == "weight"
-
-
-def parts(model: nn.Module) -> tuple[Backbone, nn.Module | None]:
-    """A model's backbone and head; a bare backbone has no head.
-
-    Raises:
-        InputError: it is no model of ours.
-    """
-    if isinstance(model, Backbone):
-        return model, None
-    backbone, head = getattr(model, "backbone", None), getattr(model, "head", None)
-    if isinstance(backbone, Backbone) and isinstance(head, nn.Module):
-        return backbone, head
-    raise InputError(
-        f"a {type(model).__name__} is no model of resbackbones; give one made by build or "
-        "from_pretrained, or a Backbone"
-    )
-
-
-def tensors(model: nn.Module) -> dict[str, Tensor]:
-    """A model's own tensors under the keys of its slots."""
-    backbone, head = parts(model)
-    inside = {} if head is None else head.state_dict()
-    return backbone.state_dict() | {f"head.{key}": value for key, value in inside.items()}
-
-
-def slots(model: nn.Module) -> list[Slot]:
-    """Every tensor of a model's state dict with its place, in the order of the state dict."""
-    backbone, _ = parts(model)
-    counted: Counter[tuple[str, int, int]] = Counter()
-    places: dict[str, tuple[str, int, int, int]] = {}
-    found = []
-    for key in tensors(model):
-        owner, _, leaf = _plain(key).rpartition(".")
-        path = owner.split(".")
-        if path[0] == "head":
-            found.append(Slot(key, owner, leaf))
-            continue
-        module = backbone.get_submodule(owner)
-        if owner not in places:
-            prefix, stage, block = _place(path)
-            place = prefix + _kind(module, owner), stage, block
-            places[owner] = *place, counted[place]
-            counted[place] += 1
-        role, stage, block, index = places[owner]
-        if isinstance(module, Residual):  # the scale, which has no module of its own
-            leaf = ""
-        found.append(Slot(key, role, leaf, stage, block, index))
-    return found
-
-
-def _plain(key: str) -> str:
-    standardised = ".parametrizations.weight.original"
-    return key.removesuffix(standardised) + ".weight" if key.endswith(standardised) else key
-
-
-def owner(model: nn.Module, slot: Slot) -> nn.Module:
-    """The module that a slot's tensor belongs to."""
-    backbone, head = parts(model)
-    if head is None or not slot.in_head:
-        return backbone.get_submodule(slot.owner)
-    return head.get_submodule(slot.owner.partition(".")[2])
-
-
-def _place(path: list[str]) -> tuple[str, int, int]:
-    match path:
-        case ["stages", stage, "blocks", block, "shortcut", *_]:
-            return "shortcut.", int(stage), int(block)
-        case ["stages", stage, "blocks", block, *_]:  # what stands before the branch counts with it
-            return "", int(stage), int(block)
-        case ["stages", stage, "down", *_]:
-            return "down.", int(stage), 0
-    return f"{path[0]}.", 0, 0  # stem, tail
-
-
-def _kind(module: nn.Module, owner: str) -> str:
-    for kind, types in _KINDS.items():
-        if isinstance(module, types):
-            return kind
-    return owner.rpartition(".")[2]
-
-
-_KINDS: dict[str, Any] = {"norm": NORMS, "conv": nn.Conv2d, "eca": nn.Conv1d, "scale": Residual}
+from resbackbones.weights.slots import Slot
 
 
 @dataclass(frozen=True)
@@ -158,7 +35,8 @@ class Layout:
     Attributes:
         title: the nets, as users know them.
         block: the name of a block; names may contain it, and the numbers `s`, `b`, `i` of stage,
-            block and index from 0, `s1`, `i1` from 1, and `even`, `odd` (2s and 2s + 1).
+            block and index from 0, `s1`, `i1` from 1, `even`, `odd` (2s and 2s + 1), and `n`, the
+            slot's place.
         names: per role (with its index, where the names follow no rule) the module's name. Of
             several names the first one is written, and each is read.
         body: stands before every name but the classifier's, in a model that has one.
@@ -166,6 +44,8 @@ class Layout:
         families: the nets with these names.
         centred: an option A shortcut there puts its zero channels on both sides.
         sequences: kernels there have one axis, and roles in `square` one trailing axis.
+        mirrored: convolutions there see a mirror image beyond the ends of a sequence.
+        blank_last: the blank of a recogniser is its last class there, and the first here.
         pooling, norm: of the head there, as `Head` says them; the norm where it has one.
         beside: what names begin with that are no part of the net, such as the classes it was
             trained by.
@@ -180,6 +60,8 @@ class Layout:
     families: tuple[Family, ...] = ()
     centred: bool = False
     sequences: bool = False
+    mirrored: bool = False
+    blank_last: bool = False
     pooling: str = "mean"
     norm: str = "layer"
     beside: tuple[str, ...] = ()
@@ -189,7 +71,7 @@ class Layout:
         found = self.names.get(f"{slot.role}{slot.index}", self.names.get(slot.role, ()))
         s, b, i = slot.stage, slot.block, slot.index
         numbers = {"s": s, "b": b, "i": i, "s1": s + 1, "i1": i + 1}
-        numbers |= {"even": 2 * s, "odd": 2 * s + 1}
+        numbers |= {"even": 2 * s, "odd": 2 * s + 1, "n": slot.place}
         block = self.block.format(**numbers)
         leaf = f".{slot.leaf}" if slot.leaf else ""
         return tuple(name.format(block=block, **numbers) + leaf for name in _each(found))
@@ -453,8 +335,46 @@ LAYOUTS = (
         ),
         families=(Family("speechbrain", ("ecapa1024", "ecapa512"), _SPEAKER),),
         sequences=True,
+        mirrored=True,
         pooling="attentive_statistics",
         norm="batch",
+    ),
+    Layout(
+        "QuartzNets and Citrinets of NeMo",
+        "{n}",
+        {
+            # Sub-blocks of a depthwise and a 1x1 convolution, a norm, ReLU and dropout.
+            **{f"conv{i}": f"{{block}}.mconv.{5 * (i // 2) + i % 2}.conv" for i in range(10)},
+            **{f"norm{i}": f"{{block}}.mconv.{5 * i + 2}" for i in range(5)},
+            "squeeze": "{block}.mconv.23.fc.0",
+            "excite": "{block}.mconv.23.fc.2",
+            "shortcut.conv": "{block}.res.0.0.conv",
+            "shortcut.norm": "{block}.res.0.1",
+            **{
+                f"{ends}.{role}": f"{{block}}.mconv.{name}"
+                for ends in ("stem", "tail")
+                for role, name in (
+                    *(("conv0", "0.conv"), ("conv1", "1.conv"), ("norm0", "2")),
+                    *(("squeeze", "3.fc.0"), ("excite", "3.fc.2")),
+                )
+            },
+            "tail.conv2": "{block}.mconv.0.conv",  # a dense one
+            "tail.norm1": "{block}.mconv.1",
+            "head.linear": "decoder.decoder_layers.0",
+        },
+        body="encoder.encoder.",
+        square=frozenset({"head.linear"}),
+        families=(
+            Family(
+                "nemo",
+                ("quartznet15x5", "citrinet256"),
+                frozenset({*_WIDTHS, "tail.channels", "stages.kernel"}),
+            ),
+        ),
+        sequences=True,
+        blank_last=True,
+        pooling="none",
+        beside=("preprocessor.",),
     ),
 )
 

@@ -15,7 +15,8 @@ from resbackbones.weights.conventions import (
     unlike_modules,
     unlike_specs,
 )
-from resbackbones.weights.layouts import LAYOUTS, OWN, Layout, Slot, owner, parts, slots, tensors
+from resbackbones.weights.layouts import LAYOUTS, OWN, Layout
+from resbackbones.weights.slots import Slot, owner, parts, slots, tensors
 from resbackbones.weights.sources import Source, read
 
 SHOWN = 3  # differences that a sentence lists
@@ -40,9 +41,10 @@ def load_weights(model: nn.Module, source: object) -> list[str]:
 
     Read are ResNets (18 to 152, ResNeXt, wide, SE, ECA, D, blurred), pre-activated ResNets, BiTs
     and ConvNeXts of torchvision, timm and transformers, the ResNets and wide ResNets of CIFAR
-    repositories, the ResNets of WeSpeaker, the ECAPA-TDNNs of SpeechBrain, and our own. An image
-    net's stem of another number of input channels is summed (to one) or repeated and rescaled;
-    classes of another number are left as they were drawn.
+    repositories, the ResNets of WeSpeaker, the ECAPA-TDNNs of SpeechBrain, the QuartzNets and
+    Citrinets of NeMo, whose blank is the last class and not the first, and our own. An image net's
+    stem of another number of input channels is summed (to one) or repeated and rescaled; classes of
+    another number are left as they were drawn.
 
     Where the stride of a bottleneck stands (in its first 1x1 convolution, "v1", or in its 3x3 one,
     "v1.5", as here) cannot be told from tensors; a module, or a folder of transformers with its
@@ -108,6 +110,8 @@ def load_weights(model: nn.Module, source: object) -> list[str]:
             told.append(_adapted(value.shape[1], target.shape[1]))
             value = adapt_channels(value, target.shape[1])
         value = value.to(target.device, target.dtype).reshape(target.shape)
+        if given.layout.blank_last and slot.in_head:
+            value = value.roll(1, 0)
         for axis, order in orders.get(slot.key, ()):
             value = value.index_select(axis, order.to(value.device))
         if not bool(value.isfinite().all()):

@@ -144,6 +144,8 @@ DICT = rb.SPECS["resnet18"].to_dict()
         ),
         (lambda: rb.backbone("resnet18", norm="group", norm_groups=7), "norm_groups=7 does not"),
         (lambda: resolve("resnet18", attention_reduction=8), "set attention='se'"),
+        (lambda: resolve("resnet18", attention_everywhere=True), "set attention='se'"),
+        (lambda: resolve("resnet18", attention="eca", attention_bias=False), "set attention='se'"),
         (lambda: resolve("resnet18", drop_path=1.0), "a share from 0 to below 1"),
         (lambda: resolve("resnet18", in_channels=0), "whole numbers of 1 or more"),
         (lambda: rb.Stage(8, 1, kernel=3.0), "whole numbers of 1 or more"),

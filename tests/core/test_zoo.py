@@ -114,6 +114,12 @@ COUNTS = {
     "quartznet5x5": (29, True, 6_713_181),
     "quartznet10x5": (29, True, 12_818_781),
     "quartznet15x5": (29, True, 18_924_381),
+    "citrinet256": (257, True, 9_767_441),
+    "citrinet384": (257, True, 20_980_241),
+    "citrinet512": (257, True, 36_502_033),
+    "citrinet1024": (257, True, 142_331_537),
+    # A convolution of 11 frames, sixteen of 7, the projection of the first block, and their norms.
+    "mel_resnet_ctc18": (0, False, 11 * 80 * 256 + (16 * 7 + 1) * 256 * 256 + 18 * 2 * 256),
     "matchboxnet_3x1": (30, True, 77_214),
     "matchboxnet_3x2": (30, True, 92_766),
     "matchboxnet_6x2": (30, True, 138_846),
@@ -497,3 +503,6 @@ def test_receptive_fields_of_published_nets() -> None:
         fields = [rb.backbone(f"quartznet{n}x5").receptive_field for n in (5, 10, 15)]
     assert [round(field / 100) for field in fields] == [29, 55, 81]
     assert rb.backbone("seresnet50").receptive_field == float("inf")
+    assert rb.SPECS["citrinet256"].receptive_field == float("inf")
+    # The stem's 11 frames, seven at a stride of 2, fifteen times seven at one of 4.
+    assert rb.SPECS["mel_resnet_ctc18"].receptive_field == 1 + 10 + 6 * 2 + 15 * 6 * 4

@@ -1,0 +1,154 @@
+"""How much of what was said is written down wrong, and what is taken for what."""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Self, TypeVar
+
+import numpy as np
+from torch import Tensor
+
+from resbackbones.metrics import Mean
+
+T = TypeVar("T")
+KINDS = ("hits", "substitutions", "deletions", "insertions")
+
+
+def align(reference: Sequence[T], hypothesis: Sequence[T]) -> list[tuple[T | None, T | None]]:
+    """The pairs of an alignment of the fewest substitutions, deletions (of which the hypothesis has
+    None) and insertions (of which the reference has None), of equal ones that with the most pairs
+    (Levenshtein 1966; Wagner & Fischer 1974).
+
+    >>> align("cat", "cut"), align("at", "cat"), align("a", "")
+    ([('c', 'c'), ('a', 'u'), ('t', 't')], [(None, 'c'), ('a', 'a'), ('t', 't')], [('a', None)])
+    """
+    numbers: dict[T, int] = {}
+    left, right = (
+        np.array([numbers.setdefault(each, len(numbers)) for each in side], np.int64)
+        for side in (reference, hypothesis)
+    )
+    steps = np.arange(len(right) + 1)
+    costs = np.empty((len(left) + 1, len(right) + 1), np.int64)
+    costs[0] = steps
+    for row, each in enumerate(left, 1):
+        before = costs[row - 1]
+        costs[row] = before + 1
+        costs[row, 1:] = np.minimum(costs[row, 1:], before[:-1] + (right != each))
+        # An insertion costs one more than what stands on its left, however many there are.
+        costs[row] = np.minimum.accumulate(costs[row] - steps) + steps
+    pairs: list[tuple[T | None, T | None]] = []
+    row, column = len(left), len(right)
+    while row or column:
+        here = costs[row, column]
+        differ = bool(row and column and left[row - 1] != right[column - 1])
+        if row and column and costs[row - 1, column - 1] + differ == here:
+            row, column = row - 1, column - 1
+            pairs.append((reference[row], hypothesis[column]))
+        elif row and costs[row - 1, column] + 1 == here:
+            row -= 1
+            pairs.append((reference[row], None))
+        else:
+            column -= 1
+            pairs.append((None, hypothesis[column]))
+    return pairs[::-1]
+
+
+class ErrorRates:
+    """Errors of transcripts, as shares of what was said: `cer` of characters, spaces among them,
+    and `wer` of words; the share `empty` of the recordings in which something was said of which
+    nothing is written; and the mean `loss` (nats per symbol, and per end of a recording).
+
+    A rate is the number of substitutions, deletions and insertions (see `align`) over all
+    recordings, divided by the number of characters or words that were said: it may be above one.
+    Not a number as long as nothing was said.
+
+    Args:
+        read: from a batch and what the model made of it to the pairs (said, written).
+        weight: what a batch's loss is a mean over.
+
+    Attributes:
+        characters, words: how often each pair of `align` occurred, a Counter.
+        spoken, empty: recordings in which something was said, and those of which nothing is
+            written.
+
+    >>> rates = ErrorRates.of([("a cat", "a cut"), ("no", "no")])
+    >>> rates.compute()
+    {'cer': 0.14285714285714285, 'wer': 0.3333333333333333, 'empty': 0.0}
+    >>> rates.most_confused()
+    [('a', 'u', 1)]
+    """
+
+    def __init__(
+        self,
+        read: Callable[[Any, Mapping[str, Any]], Sequence[tuple[str, str]]] | None = None,
+        weight: Callable[[Mapping[str, Any]], Tensor | int] | None = None,
+    ) -> None:
+        self.read = read
+        self.loss = None if weight is None else Mean(weight=weight)
+        self.characters: Counter[tuple[str | None, str | None]] = Counter()
+        self.words: Counter[tuple[str | None, str | None]] = Counter()
+        self.spoken = self.empty = 0
+
+    @classmethod
+    def of(cls, pairs: Sequence[tuple[str, str]]) -> Self:
+        """Of pairs of what was said and what is written."""
+        rates = cls()
+        rates.count(pairs)
+        return rates
+
+    def update(self, output: Any, batch: Mapping[str, Any]) -> None:
+        assert self.read is not None
+        self.count(self.read(output, batch))
+        if self.loss is not None and output.loss is not None:
+            self.loss.update(output, batch)
+
+    def count(self, pairs: Sequence[tuple[str, str]]) -> None:
+        """Count pairs of what was said and what is written, both normalised."""
+        for said, written in pairs:
+            self.characters.update(align(said, written))
+            self.words.update(align(said.split(), written.split()))
+            self.spoken += bool(said)
+            self.empty += bool(said) and not written
+
+    def merge(self, other: Self) -> None:
+        self.characters += other.characters
+        self.words += other.words
+        self.spoken += other.spoken
+        self.empty += other.empty
+        if self.loss is not None and other.loss is not None:
+            self.loss.merge(other.loss)
+
+    def kinds(self, of: str = "characters") -> dict[str, int]:
+        """How many of "characters" or "words" are hits, substitutions, deletions, insertions."""
+        found = dict.fromkeys(KINDS, 0)
+        for (said, written), count in getattr(self, of).items():
+            wrong = "deletions" if written is None else "substitutions"
+            wrong = "insertions" if said is None else wrong
+            found["hits" if said == written else wrong] += count
+        return found
+
+    def most_confused(
+        self, most: int = 5, of: str = "characters"
+    ) -> list[tuple[str | None, str | None, int]]:
+        """The errors that are most frequent: what was said (None where nothing was), what is
+        written (None where nothing is), and how often."""
+        wrong = [(*pair, n) for pair, n in getattr(self, of).items() if pair[0] != pair[1]]
+        return sorted(wrong, key=lambda each: (-each[2], str(each[:2])))[:most]
+
+    def confused(self, most: int = 5) -> Iterator[str]:
+        """The same of characters, in words."""
+        for said, written, count in self.most_confused(most):
+            what = f"{said!r} left out" if written is None else f"{written!r} put in"
+            if said is not None and written is not None:
+                what = f"{said!r} taken for {written!r}"
+            yield f"{what} ({count:,})"
+
+    def compute(self) -> dict[str, float]:
+        figures = {}
+        for name, of in (("cer", "characters"), ("wer", "words")):
+            hits, *wrong = self.kinds(of).values()
+            said = hits + wrong[0] + wrong[1]
+            figures[name] = sum(wrong) / said if said else math.nan
+        figures["empty"] = self.empty / self.spoken if self.spoken else math.nan
+        counted = self.loss is not None and bool(self.loss.sums["weight"])
+        return figures | self.loss.compute() if counted and self.loss is not None else figures

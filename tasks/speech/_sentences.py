@@ -1,0 +1,82 @@
+"""Sentences of common words by synthesised voices, for a recogniser without recordings.
+
+No voice, and no sentence, is in two of train, validation and test. Everything follows from a seed.
+"""
+
+import hashlib
+import io
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from datasets import Dataset, Features, Value
+
+from resbackbones.errors import InputError
+from tasks.speech._voices import ACCENTS, RATE, Utterance, speak, split_voices
+from tasks.speech._words import WORDS
+
+NAME = "synthesised sentences"
+CACHE = Path("runs/spoken")
+SENTENCES = {"train": 2000, "validation": 150, "test": 300}
+LENGTHS = (3, 6)  # words of a sentence, fewest and most
+
+
+def folder(seed: int = 0) -> Path:
+    """The folder of the sentences, made now if it is not there: Parquet files that the recipe opens
+    as any others, with columns audio, text and speaker.
+
+    Raises:
+        InputError: espeak-ng is missing, or the folder cannot be written.
+    """
+    code = b"".join(sorted(path.read_bytes() for path in Path(__file__).parent.glob("_[esvw]*.py")))
+    where = CACHE / f"sentences-{hashlib.sha256(f'{seed}'.encode() + code).hexdigest()[:8]}"
+    if where.is_dir():
+        return where
+    try:
+        where.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=where.name + ".", dir=where.parent))
+    except OSError as error:
+        raise InputError(f"cannot write {CACHE} ({error.strerror}); start elsewhere") from error
+    try:
+        for split, said in utterances(seed).items():
+            spoken(split, said, seed).to_parquet(scratch / f"{split}.parquet")
+        if not where.is_dir():  # else another run was faster
+            os.replace(scratch, where)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return where
+
+
+def utterances(seed: int = 0) -> dict[str, list[Utterance]]:
+    """What is said in each split, by which voice."""
+    random, used = np.random.default_rng(seed), set()
+    found: dict[str, list[Utterance]] = {}
+    for split, voices in split_voices(seed).items():
+        found[split] = []
+        while len(found[split]) < SENTENCES[split]:
+            words = random.choice(WORDS, random.integers(LENGTHS[0], LENGTHS[1] + 1))
+            text = " ".join(words.tolist())
+            if text in used:
+                continue
+            used.add(text)
+            voice = f"{ACCENTS[random.integers(len(ACCENTS))]}+{random.choice(voices)}"
+            manner = (int(random.integers(*r)) for r in ((130, 200), (25, 76), (20, 90)))
+            found[split].append(Utterance(voice, text, *manner))
+    return found
+
+
+def spoken(split: str, said: list[Utterance], seed: int) -> Dataset:
+    """Recordings of utterances."""
+    rows = []
+    for number, (each, samples) in enumerate(zip(said, speak(said, seed), strict=True)):
+        buffer = io.BytesIO()
+        soundfile.write(buffer, samples.numpy(), RATE, format="FLAC", subtype="PCM_16")
+        audio = {"bytes": buffer.getvalue(), "path": f"{split}-{number}.flac"}
+        speaker = each.voice.partition("+")[2]
+        rows.append({"audio": audio, "text": each.text, "speaker": speaker})
+    audio_type = {"bytes": Value("binary"), "path": Value("string")}
+    columns = {"audio": audio_type, "text": Value("string"), "speaker": Value("string")}
+    return Dataset.from_list(rows, Features(columns))

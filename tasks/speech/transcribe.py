@@ -1,0 +1,148 @@
+r"""Train a residual recogniser that writes down what is said.
+
+    python -m tasks.speech.transcribe --data ../shared/data/mboshi --name Mboshi --record
+
+Data are recordings with a column of transcripts, in any script and language; symbols are their
+characters, or pieces of words (--symbols bpe). The net gives each frame a symbol or none, and is
+trained by CTC; a text is read off it frame by frame. Without --data it learns sentences of common
+English words that espeak-ng speaks (GPL; the extra `wakeword`): their voices are not people, and
+none of them, and no sentence, is in two splits.
+
+What is measured is the character error rate: substitutions, deletions and insertions of all
+recordings over the characters that were said, spaces among them; and the same of words. Both texts
+are normalised alike before (--text). The baseline beside it writes the transcript of the training
+recording that sounds most alike; a net that writes nothing has 100 %.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from resbackbones.core.zoo import resolve
+from resbackbones.data import Source, Transcripts
+from resbackbones.speech import (
+    ResidualCTCProcessor,
+    ResidualFeatureExtractor,
+    TranscriptItems,
+    read_clips,
+)
+from resbackbones.speech import ResidualForCTC as Model
+from resbackbones.speech.vocabulary import TEXTS, Symbols, Text
+from resbackbones.train.options import Keep, Kind, Schedule
+from tasks._recipe import Experiment, Recipe, Spec, Task
+from tasks._using import run
+from tasks.speech import _sentences as sentences
+from tasks.speech import _transcription as texts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Recipe):
+    spec: Spec = "mel_resnet_ctc18"
+    """A net in resbackbones.SPECS, of one dimension, as quartznet5x5 or citrinet256."""
+    symbols: Symbols = "character"
+    """What the net writes: characters, or pieces of words ("bpe")."""
+    pieces: int = 256
+    """How many pieces of words."""
+    text: Text = "letters"
+    """How transcripts are normalised, to be learned and scored: "letters" leaves out case and
+    punctuation, "as_written" nothing but spaces too many."""
+    sampling_rate: int = 16000
+    """What recordings are resampled to, in Hz."""
+    augment: bool = True
+    """Vary training recordings: speaker, loudness, noise, blanks."""
+    consistency: float = 0.0
+    """How much two views of a recording, blanked elsewhere, are drawn to one answer (CR-CTC, Yao et
+    al. 2024: 0.2); a training then takes twice as long."""
+    dropout: float = 0.1
+    """Inside the net's branches."""
+    epochs: int = 40
+    batch_size: int = 32
+    budget: int | None = 8_000
+    optimizer: Kind = "adamw"
+    schedule: Schedule = "one_cycle"
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.01
+    clip: float = 5.0
+    metric: str = "cer"
+    higher_is_better: bool = False
+    keep: Keep = "last"  # one-cycle ends at its best
+    folds: int | None = 0
+
+    def __post_init__(self) -> None:
+        if self.data is None and not self.predict:
+            object.__setattr__(self, "data", sentences.NAME)
+        super().__post_init__()
+        texts.refuse(self)
+
+
+def experiment(config: Config) -> Experiment:
+    spec = resolve(config.spec, skip=config.skip, dropout=config.dropout)
+    if config.data == sentences.NAME:
+        print("synthesising sentences ...", flush=True)
+        config = replace(config, data=str(sentences.folder()))
+    splits = config.open("audio", Transcripts())
+    tokenizer, origin = texts.vocabulary(config, splits.train.targets())
+    hear = ResidualFeatureExtractor(
+        feature_size=spec.in_channels, sampling_rate=config.sampling_rate
+    )
+    processor = ResidualCTCProcessor(hear, tokenizer)
+
+    def build(**changes: Any) -> Model:
+        model = Model.build(spec, processor=processor, **changes)
+        model.consistency = config.consistency
+        return model
+
+    model = build()  # what does not fit together is told before the recordings are read
+    # Whole: of a recording that was cut, a transcript would not be the text.
+    listen = partial(
+        read_clips, sampling_rate=hear.sampling_rate, on_bad=config.on_bad, max_seconds=math.inf
+    )
+    train, validation = listen(splits.train), listen(splits.validation)
+    test = validation if splits.test is None else listen(splits.test)
+    made = partial(TranscriptItems, model=model, on_bad=config.on_bad, device=config.where)
+    learned = made(
+        train,
+        augment=texts.VARIED if config.augment else None,
+        views=2 if config.consistency else 1,
+        budget=config.budget,
+    )
+    return Experiment(
+        splits,
+        learned,
+        made(validation, evaluation=True),
+        made(test, evaluation=True),
+        build,
+        partial(texts.baseline, tokenizer, train, test),
+        f"{learned.found()}. {len(tokenizer) - 1:,} symbols {origin}; a text is "
+        f"{TEXTS[config.text]}.",
+        load=texts.load,
+    )
+
+
+def items(config: Config, source: Source, model: Model) -> TranscriptItems:
+    how: dict[str, Any] = {"on_bad": config.on_bad, "device": config.where}
+    return TranscriptItems(source, model, evaluation=True, **how)
+
+
+USE = """
+import soundfile, transformers
+import resbackbones.speech
+
+write = transformers.pipeline("automatic-speech-recognition", model="{model}")
+samples, rate = soundfile.read("clip.wav", dtype="float32", always_2d=True)
+print(write({{"array": samples.mean(1), "sampling_rate": rate}}, return_timestamps="word"))
+"""
+GPU = {"epochs": 100, "batch_size": 256, "budget": 120_000, "spec": "citrinet256", "symbols": "bpe"}
+TASK = Task(
+    *("transcribe", "audio", Config, experiment, items, (Model,), texts.read, USE, GPU),
+    figures=("cer", "wer", "empty", "loss"),
+    target=lambda model: Transcripts(),
+    answer=lambda model: lambda sound: {"transcript": model.transcribe(sound)[0]},
+    remarks=texts.remarks,
+    by_model=True,
+    higher_is_better=False,
+)
+
+if __name__ == "__main__":
+    run(TASK)
