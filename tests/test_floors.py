@@ -20,11 +20,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "core": {"errors"},
     "metrics": CORE,
+    "ngrams": {"errors"},
     "report": CORE,
     "pretrained": CORE,
     "classifier": CORE | {"metrics", "pretrained"},
     "data": CORE,
-    **dict.fromkeys(WINGS, CORE | {"classifier", "pretrained", "data", "metrics"}),
+    **dict.fromkeys(WINGS, CORE | {"classifier", "pretrained", "data", "metrics", "ngrams"}),
     "train": CORE | WINGS | {"pretrained", "data", "metrics", "report"},
     "weights": CORE | {"pretrained"},
 }
