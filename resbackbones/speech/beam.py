@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from resbackbones.errors import InputError, nearest
 from resbackbones.ngrams import BackoffModel
@@ -136,7 +135,9 @@ class BeamSearch:
         rows = _traced(best, slots, trace)[items, ranks]
         said = rows != BLANK
         counts = said.sum(1)
-        labels = pad_sequence(list(rows[said].split(counts.tolist())), batch_first=True)
+        labels = rows.new_zeros(rows.shape)  # the tokens moved to the front
+        labels[torch.arange(rows.shape[1]) < counts[:, None]] = rows[said]
+        labels = labels[:, : int(counts.max()) if len(counts) else 0]
         device = log_probs.device
         items = items.to(device)
         paths, _ = best_paths(log_probs, lengths, labels.to(device), counts.to(device), items)
