@@ -8,6 +8,7 @@ from transformers import (
     AutoModelForAudioXVector,
 )
 
+from resbackbones.speech import decode
 from resbackbones.speech.augment import Augment
 from resbackbones.speech.data import AudioItems
 from resbackbones.speech.detection import Detection, Detector, Listener
@@ -56,6 +57,7 @@ __all__ = [
     "Trials",
     "Verification",
     "adaptive_norm",
+    "decode",
     "decode_audio",
     "draw_det",
     "equal_error_rate",

@@ -163,7 +163,8 @@ class BeamSearch:
         own, parent = torch.full_like(last, EMPTY), torch.full_like(last, NO_PARENT)
         added = torch.zeros(items, 1)
         states = [fusion.start.expand(items, 1, -1) for fusion in self.fusions]
-        gains = self._gains(states, added, size)
+        gains = self._gains([fusion.start[None] for fusion in self.fusions], size)
+        gains = gains.expand(items, 1, -1)
         slots, trace = [], []
         for frame, log_prob in enumerate(log_probs.unbind(1)):
             width = own.shape[1]
@@ -208,22 +209,25 @@ class BeamSearch:
             gained = torch.where(further & ~dead, gains.flatten(1).gather(1, place), 0)
             added = added.gather(1, slot) + gained
             blank, other = (p.masked_fill(dead, -torch.inf) for p in (blank, other))
-            states = [
-                _advanced(fusion, state, slot, token, further & ~dead)
-                for fusion, state in zip(self.fusions, states, strict=True)
-            ]
-            gains = self._gains(states, added, size)
+            gains = _chosen(gains, slot)
+            states = [_chosen(state, slot) for state in states]
+            fresh = (further & ~dead).nonzero(as_tuple=True)  # alone need to be looked at
+            if self.fusions and len(fresh[0]):
+                grown_by = token[fresh]
+                for number, fusion in enumerate(self.fusions):
+                    after = fusion.after(states[number][fresh], grown_by)
+                    states[number] = states[number].index_put(fresh, after)
+                gains = gains.index_put(fresh, self._gains([s[fresh] for s in states], size))
             slots.append(slot)
             trace.append(token)
         total = torch.logaddexp(blank, other)
         return total, self._ends(states, total + added), slots, trace
 
-    def _gains(self, states: Sequence[Tensor], added: Tensor, size: int) -> Tensor:
-        """What each token adds to each prefix, `(B, W, V)`."""
-        gains = torch.zeros(*added.shape, size)
+    def _gains(self, states: Sequence[Tensor], size: int) -> Tensor:
+        """What each token adds to each prefix, `(N, V)`; of no fusion `(1, V)`."""
+        gains = torch.zeros(1, size)
         for fusion, state in zip(self.fusions, states, strict=True):
-            more = fusion.gains(state.flatten(0, 1))
-            gains += more if more.ndim == 0 else more.view_as(gains)
+            gains = gains + fusion.gains(state)
         return gains
 
     def _ends(self, states: Sequence[Tensor], scores: Tensor) -> Tensor:
@@ -257,14 +261,9 @@ def n_best(
     return BeamSearch(vocabulary, width, **knowledge).n_best(logits, lengths, count)
 
 
-def _advanced(
-    fusion: Fusion, states: Tensor, slot: Tensor, token: Tensor, further: Tensor
-) -> Tensor:
-    states = states.gather(1, slot[..., None].expand(-1, -1, states.shape[-1]))
-    longer = further.nonzero(as_tuple=True)
-    if len(longer[0]):
-        states = states.index_put(longer, fusion.after(states[longer], token[longer]))
-    return states
+def _chosen(values: Tensor, slot: Tensor) -> Tensor:
+    """Of values `(B, W, C)` those at some places `(B, K)`."""
+    return values.gather(1, slot[..., None].expand(-1, -1, values.shape[-1]))
 
 
 def _mixed(prefixes: Tensor, tokens: Tensor) -> Tensor:

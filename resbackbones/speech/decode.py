@@ -15,6 +15,7 @@ from torch import Tensor
 
 from resbackbones.speech.alignment import align
 from resbackbones.speech.beam import BeamSearch, beam, n_best
+from resbackbones.speech.flashlight import FlashlightSearch
 from resbackbones.speech.hypotheses import Hypothesis, Span, collapse, posteriors
 
 
@@ -31,7 +32,7 @@ def greedy(logits: Tensor, lengths: Tensor) -> list[Hypothesis]:
     Raises:
         InputError: as `posteriors`.
 
-    >>> logits = torch.eye(3)[[[0, 1, 1, 0, 1, 2]]] * 9
+    >>> logits = torch.eye(3)[torch.tensor([[0, 1, 1, 0, 1, 2]])] * 9
     >>> found = greedy(logits, torch.tensor([6]))[0]
     >>> found.tokens, found.starts, found.ends
     ((1, 1, 2), (1, 4, 5), (3, 5, 6))
@@ -45,6 +46,7 @@ def greedy(logits: Tensor, lengths: Tensor) -> list[Hypothesis]:
 
 __all__: Sequence[str] = (
     "BeamSearch",
+    "FlashlightSearch",
     "Hypothesis",
     "Span",
     "align",

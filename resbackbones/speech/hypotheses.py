@@ -77,17 +77,17 @@ class Hypothesis:
         """The words, from the beginning of the first of their tokens to the end of the last, as
         sure as their tokens are on average."""
         grouped: list[list[tuple[str, int, int, float]]] = [[]]
-        for token, start, end, sure in self._rows():
+        for token, first, last, confidence in self._rows():
             opens, piece = parted(vocabulary[token])
             if opens:
                 grouped.append([])
             if piece:
-                grouped[-1].append((piece, start, end, sure))
+                grouped[-1].append((piece, first, last, confidence))
         spans = []
         for tokens in filter(None, grouped):
-            pieces, starts, ends, sure = zip(*tokens, strict=True)
-            start, end = starts[0] * seconds_per_frame, ends[-1] * seconds_per_frame
-            spans.append(Span("".join(pieces), start, end, sum(sure) / len(sure)))
+            start, end = tokens[0][1] * seconds_per_frame, tokens[-1][2] * seconds_per_frame
+            sure = sum(token[3] for token in tokens) / len(tokens)
+            spans.append(Span("".join(token[0] for token in tokens), start, end, sure))
         return spans
 
     def _rows(self) -> Iterator[tuple[int, int, int, float]]:

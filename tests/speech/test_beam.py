@@ -100,7 +100,8 @@ def same(one: list[list[decode.Hypothesis]], other: list[list[decode.Hypothesis]
     assert [[(h.tokens, h.starts, h.ends) for h in item] for item in one] == [
         [(h.tokens, h.starts, h.ends) for h in item] for item in other
     ]
-    for h, wanted in zip(sum(one, []), sum(other, []), strict=True):
+    pairs = zip(itertools.chain(*one), itertools.chain(*other), strict=True)
+    for h, wanted in pairs:
         assert (h.log_prob, h.score) == pytest.approx((wanted.log_prob, wanted.score), rel=1e-5)
         assert h.confidences == pytest.approx(wanted.confidences, rel=1e-6)
 
