@@ -40,7 +40,7 @@ def align(
         InputError: as `posteriors`; a token that is none, or more tokens than frames, where those
             that repeat need a blank between them; by the item.
     """
-    log_probs, lengths = posteriors(logits, lengths)
+    log_probs, lengths = posteriors(logits, lengths, vocabulary)
     if len(targets) != len(logits):
         raise InputError(
             f"there are {len(targets)} texts for {len(logits)} items of logits; give one each"
@@ -127,11 +127,13 @@ def _numbers(item: int, target: object, vocabulary: Sequence[str] | None) -> Ten
     if vocabulary is None:
         raise InputError("targets are texts, but what their tokens are is not; give vocabulary")
     ids = {token: number for number, token in enumerate(vocabulary) if number != BLANK}
-    if SEPARATORS[0] not in ids and any(t[:1] == SEPARATORS[1] and t[1:] for t in ids):
+    if any(token[:1] == SEPARATORS[1] and token[1:] for token in ids):
         raise InputError(
             "a text can be parted into byte pairs in many ways; give the numbers of its tokens as "
             "the model's tokenizer has them"
         )
+    if SEPARATORS[1] in ids:
+        target = target.replace(*SEPARATORS)
     unknown = [character for character in target if character not in ids]
     if unknown:
         raise InputError(

@@ -19,7 +19,7 @@ from resbackbones.errors import InputError, nearest
 from resbackbones.ngrams import BackoffModel
 from resbackbones.speech.alignment import best_paths
 from resbackbones.speech.fusion import Fusion, TokenFusion, WordFusion
-from resbackbones.speech.hypotheses import BLANK, Hypothesis, collapse, posteriors
+from resbackbones.speech.hypotheses import BLANK, Hypothesis, check_count, collapse, posteriors
 
 Unit = Literal["word", "token"]
 UNITS: tuple[Unit, ...] = ("word", "token")
@@ -99,7 +99,8 @@ class BeamSearch:
 
     @torch.inference_mode()
     def n_best(self, logits: Tensor, lengths: Tensor, count: int) -> list[list[Hypothesis]]:
-        """The best hypotheses of each item, as many as asked for or as there are, best first.
+        """The best hypotheses of each item, as many as asked for or as there are, best first. The
+        search itself runs on the CPU.
 
         Times and confidences are those of the best path that is read so.
 
@@ -109,20 +110,11 @@ class BeamSearch:
             count: 1 or more, up to `width`.
 
         Raises:
-            InputError: as `posteriors`, logits of other tokens than the vocabulary's, or nothing
-                that the lexicon allows has a probability above 0.
+            InputError: as `posteriors`, another count, or nothing that the lexicon allows has a
+                probability above 0.
         """
-        if type(count) is not int or not 1 <= count <= self.width:
-            raise InputError(
-                f"{count!r} hypotheses are asked for; give a number from 1 to the width "
-                f"{self.width}, or search with more"
-            )
-        log_probs, lengths = posteriors(logits, lengths)
-        if self.vocabulary is not None and len(self.vocabulary) != logits.shape[-1]:
-            raise InputError(
-                f"logits are of {logits.shape[-1]} tokens, but the vocabulary has "
-                f"{len(self.vocabulary)}; give the model's own"
-            )
+        check_count(count, self.width)
+        log_probs, lengths = posteriors(logits, lengths, self.vocabulary)
         told, scores, slots, trace = self._search(log_probs.cpu(), lengths.cpu())
         scores, best = scores.sort(dim=1, descending=True, stable=True)
         scores, best = scores[:, :count], best[:, :count]

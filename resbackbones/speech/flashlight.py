@@ -18,7 +18,14 @@ from resbackbones.errors import InputError
 from resbackbones.ngrams import BackoffModel
 from resbackbones.ngrams.backoff import LN10, SPACE
 from resbackbones.speech.alignment import best_paths
-from resbackbones.speech.hypotheses import BLANK, SEPARATORS, Hypothesis, collapse, posteriors
+from resbackbones.speech.hypotheses import (
+    BLANK,
+    SEPARATORS,
+    Hypothesis,
+    check_count,
+    collapse,
+    posteriors,
+)
 
 
 class FlashlightSearch:
@@ -107,12 +114,8 @@ class FlashlightSearch:
     def n_best(self, logits: Tensor, lengths: Tensor, count: int) -> list[list[Hypothesis]]:
         """The best hypotheses of each item, as many as asked for or as there are, best first; their
         `log_prob` is that of the best path. Arguments as of `BeamSearch.n_best`."""
-        if len(self.vocabulary) != logits.shape[-1]:
-            raise InputError(
-                f"logits are of {logits.shape[-1]} tokens, but the vocabulary has "
-                f"{len(self.vocabulary)}; give the model's own"
-            )
-        log_probs, lengths = (part.cpu() for part in posteriors(logits, lengths))
+        check_count(count, self.width)
+        log_probs, lengths = posteriors(logits.cpu(), lengths.cpu(), self.vocabulary)
         # A word of a lexicon ends with the separator: the last one needs a frame of nothing else.
         heard, ends = log_probs, lengths
         if self._strict:

@@ -104,26 +104,35 @@ def parted(token: str) -> tuple[bool, str]:
     return opens, token[1:] if opens else token
 
 
-def posteriors(logits: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+def posteriors(
+    logits: Tensor, lengths: Tensor, vocabulary: Sequence[str] | None = None
+) -> tuple[Tensor, Tensor]:
     """Log-posteriors in float32, whatever the logits are in, with nothing but blanks behind each
     item's end: a frame that changes no path.
 
     Args:
         logits: `(B, T, V)`, the blank first.
         lengths: frames of each item, whole numbers `(B,)`.
+        vocabulary: the tokens, where their strings are known.
 
     Returns:
         `(B, T, V)` and int64 `(B,)`, where the logits are.
 
     Raises:
-        InputError: other shapes, lengths out of range, or an item with a NaN.
+        InputError: other shapes, logits of other tokens than the vocabulary's, lengths out of
+            range, or an item with a NaN.
     """
     if logits.ndim != 3 or not logits.shape[-1] or not logits.is_floating_point():
         raise InputError(
             f"logits are {logits.dtype} of shape {tuple(logits.shape)}, but have to be numbers of "
             "shape (items, frames, tokens) with the blank as the first token"
         )
-    items, frames, _ = logits.shape
+    items, frames, size = logits.shape
+    if vocabulary is not None and len(vocabulary) != size:
+        raise InputError(
+            f"logits are of {size} tokens, but the vocabulary has {len(vocabulary)}; give the "
+            "model's own"
+        )
     lengths = torch.as_tensor(lengths)
     if lengths.shape != (items,) or lengths.is_floating_point() or lengths.is_complex():
         raise InputError(
@@ -149,6 +158,19 @@ def posteriors(logits: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     neutral = log_probs.new_full(log_probs.shape[-1:], -torch.inf)
     neutral[BLANK] = 0
     return torch.where(inside[..., None], log_probs, neutral), lengths
+
+
+def check_count(count: int, width: int) -> None:
+    """Refuse to give more hypotheses than a beam holds, or none.
+
+    Raises:
+        InputError: say so.
+    """
+    if type(count) is not int or not 1 <= count <= width:
+        raise InputError(
+            f"{count!r} hypotheses are asked for; give a number from 1 to the width {width}, or "
+            "search with more"
+        )
 
 
 def collapse(
@@ -180,4 +202,4 @@ def collapse(
     return [Hypothesis(*row) for row in zip(*columns, *numbers, strict=True)]
 
 
-__all__: Sequence[str] = ("Hypothesis", "Span", "collapse", "parted", "posteriors")
+__all__: Sequence[str] = ("Hypothesis", "Span", "check_count", "collapse", "parted", "posteriors")

@@ -87,6 +87,13 @@ def test_tensors_and_half_precision_will_do() -> None:
     assert decode.align(logits[:0], lengths[:0], []) == []
 
 
+def test_the_token_between_words_has_two_names() -> None:
+    logits = torch.randn(1, 8, 4, generator=torch.Generator().manual_seed(0))
+    vocabulary = ["_", "▁", "a", "b"]
+    (found,) = decode.align(logits, torch.tensor([8]), ["a b"], vocabulary)
+    assert found.tokens == (2, 1, 3) and found.text(vocabulary) == "a b"
+
+
 def test_what_cannot_be_aligned_is_refused() -> None:
     logits, lengths = torch.randn(2, 6, 4), torch.tensor([6, 4])
     with pytest.raises(

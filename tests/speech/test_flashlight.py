@@ -1,6 +1,7 @@
 """torchaudio's beam search finds what ours finds, where it is installed, and says so where not."""
 
 import importlib.util
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,32 @@ def test_it_finds_what_ours_finds(known: dict[str, Any]) -> None:
             assert (h.starts, h.ends) == (scores[h.tokens].starts, scores[h.tokens].ends)
             assert h.confidences == pytest.approx(scores[h.tokens].confidences)
             assert h.log_prob <= scores[h.tokens].log_prob + 1e-4  # one path of all
+
+
+@installed
+def test_kenlm_reads_our_files_and_tells_the_same(tmp_path: Path) -> None:
+    from flashlight.lib.text.decoder.kenlm import KenLM
+    from flashlight.lib.text.dictionary import Dictionary
+
+    texts = ["a dog", "the cat", "a cat ran to the dog"]
+    for order in (2, 3, 4):
+        model = BackoffModel.fit(texts, order)
+        model.write(tmp_path / "model.arpa")
+        words = ["<space>" if word == " " else word for word in model.vocabulary]
+        kenlm = KenLM(str(tmp_path / "model.arpa"), Dictionary(words))
+        for text in (*texts, "", "a", "got a cart", "xx a"):
+            state, total = kenlm.start(False), 0.0
+            for character in text:
+                number = model.ids.get(character, model.unknown)
+                state, told = kenlm.score(state, number)
+                total += told
+            assert float(model.log_probs_of([text], end=False)) == pytest.approx(
+                total * math.log(10), rel=1e-5
+            )
+            total += kenlm.finish(state)[1]
+            assert float(model.log_probs_of([text])) == pytest.approx(
+                total * math.log(10), rel=1e-5
+            )
 
 
 @installed
