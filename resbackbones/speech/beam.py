@@ -30,7 +30,8 @@ class BeamSearch:
     """The likeliest texts, by the net and by what is known of the language.
 
     A text's score is `log P(text | sound) + lm_weight * log P_lm(text) + length_bonus * length`,
-    plus the bonus of each hot word in it; as long as the beam holds all prefixes it is exact.
+    plus the bonus of each hot or unknown word in it; as long as the beam holds all prefixes it is
+    exact.
 
     Args:
         vocabulary: the tokens' strings by number, the blank first; words begin where a token is or
@@ -40,6 +41,8 @@ class BeamSearch:
         lm_unit: what it tells, "word" or "token". A word is told once it has ended.
         lm_weight: of its natural logarithms, alpha.
         length_bonus: beta, per word where the language model tells words, else per token.
+        unknown_bonus: added to the score for each word that a language model of words does not
+            know; without, two words that are one by mistake cost no more than one of them.
         lexicon: the words that there may be; None allows all. One prefix more is then kept, the
             best that could end where it is, so that there always is an answer.
         hot_words: words that are likelier here than elsewhere, or the bonus of each.
@@ -64,6 +67,7 @@ class BeamSearch:
         lm_unit: Unit = "word",
         lm_weight: float = 0.5,
         length_bonus: float = 0.0,
+        unknown_bonus: float = -10.0,
         lexicon: Iterable[str] | None = None,
         hot_words: Mapping[str, float] | Iterable[str] | None = None,
         hot_word_bonus: float = 5.0,
@@ -88,7 +92,9 @@ class BeamSearch:
         self.strict = lexicon is not None
         self.fusions: list[Fusion] = []
         if words is not None or self.strict or hot_words:
-            fusion = WordFusion(tokens, words, lm_weight, length_bonus, lexicon, hot_words)
+            fusion = WordFusion(
+                tokens, words, lm_weight, length_bonus, unknown_bonus, lexicon, hot_words
+            )
             self.fusions.append(fusion)
         if words is None and (lm is not None or length_bonus):
             self.fusions.append(TokenFusion(tokens, lm, lm_weight, length_bonus))

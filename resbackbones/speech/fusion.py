@@ -101,6 +101,7 @@ class WordFusion:
         vocabulary: the tokens' strings, V.
         lm: of words.
         weight, bonus: of its logarithms, and per word.
+        unknown: per word that it does not know, lost as soon as a word can come to be no other.
         lexicon: the words there are; None allows all.
         hot_words: the bonus of each.
     """
@@ -111,6 +112,7 @@ class WordFusion:
         lm: BackoffModel | None,
         weight: float,
         bonus: float,
+        unknown: float,
         lexicon: Iterable[str] | None,
         hot_words: Mapping[str, float],
     ) -> None:
@@ -167,8 +169,11 @@ class WordFusion:
             part = torch.tensor([hot_words[heated[n]] * (depth + 1) / len(heated[n]) for n in deep])
             self.hopes.scatter_reduce_(0, nodes[deep], part, "amax")
         self.earned[nodes] = torch.tensor([float(hot_words[word]) for word in heated])
+        if lm is not None:
+            self.hopes[self.outside] = unknown
+            self.earned[1:] += unknown * (self.words[1:] == lm.unknown)
         self.start = torch.tensor([0, lm.start if lm else 0])
-        self.looks_ahead = self.strict or bool(heated)
+        self.looks_ahead = self.strict or bool(self.hopes.any())
 
     def _next(self, nodes: Tensor) -> Tensor:
         """Where each token leads within a word from some nodes `(N,)`: `(N, V)`."""

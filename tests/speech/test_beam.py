@@ -29,6 +29,8 @@ KNOWLEDGE: dict[str, dict[str, Any]] = {
     "length": {"length_bonus": 0.7},
     "tokens": {"lm": TOKENS, "lm_unit": "token", "lm_weight": 0.8, "length_bonus": 0.3},
     "words": {"lm": WORDS, "lm_weight": 0.6, "length_bonus": 0.9},
+    "unknown words": {"lm": WORDS, "unknown_bonus": -1.5, "hot_words": {"ba": 2.0}},
+    "words alone": {"lm": WORDS, "unknown_bonus": 0.0},
     "lexicon": {"lexicon": ["ab", "b"]},
     "empty lexicon": {"lexicon": []},
     "hot": {"hot_words": {"ab": 2.0, "aba": 1.5}},
@@ -62,6 +64,8 @@ def worth(tokens: tuple[int, ...], vocabulary: list[str], known: dict[str, Any])
     total = sum(hot[w] if isinstance(hot, dict) else bonus for w in words if w in hot)
     lm, weight = known.get("lm"), known.get("lm_weight", 0.5)
     by_words = lm is not None and known.get("lm_unit") != "token"
+    if lm is not None and by_words:
+        total += known.get("unknown_bonus", -10.0) * sum(word not in lm.ids for word in words)
     told = words if by_words else [vocabulary[t] for t in tokens]
     total += known.get("length_bonus", 0.0) * len(told)
     return total if lm is None else total + weight * float(lm.log_probs_of([told]))
@@ -69,7 +73,7 @@ def worth(tokens: tuple[int, ...], vocabulary: list[str], known: dict[str, Any])
 
 @pytest.mark.parametrize("known", KNOWLEDGE)
 @pytest.mark.parametrize("tokens", VOCABULARIES)
-@settings(max_examples=6)
+@settings(max_examples=5)
 @given(seed=st.integers(0, 10**6), frames=st.integers(0, 4), scale=st.sampled_from([0.3, 1.0, 3.0]))
 def test_a_beam_without_bounds_is_exact(
     tokens: str, known: str, seed: int, frames: int, scale: float
@@ -205,11 +209,28 @@ def test_unknown_words_are_told_as_such() -> None:
     lengths = torch.tensor([4])
     for lexicon in (None, ["ab", "b"]):
         (found,) = decode.beam(
-            logits, lengths, CHARACTERS, lm=closed, lm_weight=0.1, lexicon=lexicon
+            logits,
+            lengths,
+            CHARACTERS,
+            lm=closed,
+            lm_weight=0.1,
+            lexicon=lexicon,
+            unknown_bonus=-0.25,
         )
         assert found.text(CHARACTERS) == "ab b"
         wanted = 0.1 * float(closed.log_probs_of([["<unk>", "b"]]))
-        assert found.score - found.log_prob == pytest.approx(wanted, abs=1e-4)
+        assert found.score - found.log_prob == pytest.approx(wanted - 0.25, abs=1e-4)
+
+
+def test_words_do_not_grow_together_to_unknown_ones() -> None:
+    logits = torch.eye(4)[torch.tensor([[2, 3, 1, 3]])] * 9
+    logits[0, 2, 0] = 9.0  # the separator is hardly heard
+    lengths = torch.tensor([4])
+    known: dict[str, Any] = {"lm": WORDS, "lm_weight": 2.0}
+    (found,) = decode.beam(logits, lengths, CHARACTERS, 8, **known)
+    assert found.text(CHARACTERS) == "ab b"
+    (found,) = decode.beam(logits, lengths, CHARACTERS, 8, **known, unknown_bonus=20.0)
+    assert found.text(CHARACTERS) == "abb"
 
 
 def test_half_precision_is_computed_in_single() -> None:
