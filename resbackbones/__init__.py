@@ -1,9 +1,9 @@
 """resbackbones: one residual law for vision, speech and text.
 
 `import resbackbones as rb` costs what the core costs; the rest loads on first use: `rb.data`,
-`rb.report`, `rb.train`, `rb.weights`, and the wings `rb.vision`, `rb.speech` and `rb.text`. A wing
-registers its models with transformers' Auto classes as it loads, so a saved model needs `import
-resbackbones.vision` (or `.speech`, `.text`) before transformers can open it.
+`rb.ngrams`, `rb.report`, `rb.train`, `rb.weights`, and the wings `rb.vision`, `rb.speech` and
+`rb.text`. A wing registers its models with transformers' Auto classes as it loads, so a saved model
+needs `import resbackbones.vision` (or `.speech`, `.text`) before transformers can open it.
 """
 
 import importlib
@@ -31,7 +31,7 @@ from resbackbones.core.zoo import SPECS, backbone
 from resbackbones.errors import InputError
 
 if TYPE_CHECKING:
-    from resbackbones import data, report, speech, text, train, vision, weights
+    from resbackbones import data, ngrams, report, speech, text, train, vision, weights
 
 __version__ = "0.1.0"
 __all__ = [
@@ -59,6 +59,7 @@ __all__ = [
     "count_parameters",
     "data",
     "diagnose",
+    "ngrams",
     "report",
     "speech",
     "text",
@@ -67,7 +68,7 @@ __all__ = [
     "weights",
     "with_output_stride",
 ]
-_LAZY = ("data", "report", "speech", "text", "train", "vision", "weights")
+_LAZY = ("data", "ngrams", "report", "speech", "text", "train", "vision", "weights")
 
 
 def __getattr__(name: str) -> Any:

@@ -20,11 +20,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "core": {"errors"},
     "metrics": CORE,
+    "ngrams": {"errors"},
     "report": CORE,
     "pretrained": CORE,
     "classifier": CORE | {"metrics", "pretrained"},
     "data": CORE,
-    **dict.fromkeys(WINGS, CORE | {"classifier", "pretrained", "data", "metrics"}),
+    **dict.fromkeys(WINGS, CORE | {"classifier", "pretrained", "data", "metrics", "ngrams"}),
     "train": CORE | WINGS | {"pretrained", "data", "metrics", "report"},
     "weights": CORE | {"pretrained"},
 }
@@ -211,7 +212,7 @@ def test_importing_the_library_costs_what_the_core_costs() -> None:
 def test_other_parts_load_on_first_use() -> None:
     run_python(
         "import sys, resbackbones as rb\n"
-        "for name in ('report', 'data', 'train', 'vision', 'speech', 'text', 'weights'):\n"
+        "for name in 'report data ngrams train vision speech text weights'.split():\n"
         "    assert name in dir(rb) and name in rb.__all__\n"
         "    assert getattr(rb, name) is sys.modules['resbackbones.' + name]\n"
     )

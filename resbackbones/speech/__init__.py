@@ -11,6 +11,7 @@ from transformers import (
     AutoTokenizer,
 )
 
+from resbackbones.speech import decode
 from resbackbones.speech.augment import Augment
 from resbackbones.speech.data import AudioItems
 from resbackbones.speech.detection import Detection, Detector, Listener
@@ -79,6 +80,7 @@ __all__ = [
     "Trials",
     "Verification",
     "adaptive_norm",
+    "decode",
     "decode_audio",
     "draw_det",
     "equal_error_rate",

@@ -8,10 +8,10 @@ from transformers import (
 )
 
 from resbackbones.core.pieces import Approximate
+from resbackbones.ngrams import KneserNey
 from resbackbones.text.data import TextItems
 from resbackbones.text.explain import Attribution, attribute, attribution_page
 from resbackbones.text.generation import Memory, ResidualForCausalLM
-from resbackbones.text.kneser_ney import KneserNey
 from resbackbones.text.metrics import Perplexity
 from resbackbones.text.models import (
     Embedding,

@@ -24,9 +24,9 @@ from resbackbones.core.spec import BackboneSpec
 from resbackbones.core.zoo import resolve
 from resbackbones.data import Items
 from resbackbones.errors import InputError
+from resbackbones.ngrams import KneserNey
 from resbackbones.pretrained import ResidualPreTrainedModel
 from resbackbones.text.chunked import chunked_sum
-from resbackbones.text.kneser_ney import KneserNey
 from resbackbones.text.metrics import IGNORED, Perplexity, told
 from resbackbones.text.models import Embedding, ResidualTextConfig, TokenEmbedding
 from resbackbones.text.tokenizer import NgramTokenizer

@@ -2,7 +2,8 @@
 
 On texts of a few million characters they are fitted in seconds and tell the next one better than
 most nets from scratch do, and they err elsewhere. A `ResidualForCausalLM` that was given a
-`KneserNey` therefore answers by both. The net is trained by itself.
+`KneserNey` therefore answers by both. The net is trained by itself. Of sentences, it is what
+`BackoffModel.fit` makes the tables of an ARPA file from.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,8 @@ class KneserNey(nn.Module):
     Args:
         vocab_size: tokens there are, V.
         sizes: how many grams of one token, of two, … there are; as many numbers as the order.
+        start: the token that stands before each sentence and is itself never told; None where the
+            tokens are one running text.
 
     Attributes:
         grams: all of them, by the number of their tokens, int64 `(G,)`.
@@ -41,9 +44,9 @@ class KneserNey(nn.Module):
     ([2, 0], [1, 1, 0])
     """
 
-    def __init__(self, vocab_size: int, sizes: Sequence[int]) -> None:
+    def __init__(self, vocab_size: int, sizes: Sequence[int], start: int | None = None) -> None:
         super().__init__()
-        self.vocab_size, self.sizes = vocab_size, list(sizes)
+        self.vocab_size, self.sizes, self.start = vocab_size, list(sizes), start
         self.grams: Tensor
         self.shares: Tensor
         self.rests: Tensor
@@ -56,9 +59,20 @@ class KneserNey(nn.Module):
         """Tokens of the longest grams."""
         return len(self.sizes)
 
+    @property
+    def uniform(self) -> float:
+        """The probability of each token where nothing is counted."""
+        return 1 / (self.vocab_size - (self.start is not None))
+
     @classmethod
-    def fit(cls, tokens: Tensor, vocab_size: int, order: int) -> Self:
+    def fit(cls, tokens: Tensor, vocab_size: int, order: int, start: int | None = None) -> Self:
         """Count the grams of a row of tokens `(N,)`; the same row gives the same model.
+
+        Args:
+            tokens: a running text, or sentences one behind the other.
+            vocab_size: tokens there are, V.
+            order: tokens of the longest grams.
+            start: the token that every sentence begins with; no gram reaches over it.
 
         Raises:
             InputError: fewer tokens than the longest grams have, an order below 1, or a token that
@@ -74,8 +88,13 @@ class KneserNey(nn.Module):
                 f"tokens run from {int(tokens.min())} to {int(tokens.max())}, but a vocabulary of "
                 f"{vocab_size} ends at {vocab_size - 1}; give that of the tokenizer"
             )
-        levels = list(_levels(tokens, vocab_size, order))
-        made = cls(vocab_size, [len(grams) for grams, _ in levels])
+        levels = list(_levels(tokens, vocab_size, order, start))
+        if not len(levels[-1][0]):
+            raise InputError(
+                f"no sentence is long enough for n-grams of {order}; give an order up to "
+                f"{sum(bool(len(grams)) for grams, _ in levels)}"
+            )
+        made = cls(vocab_size, [len(grams) for grams, _ in levels], start)
         shares, rests, contexts = [], [], 1
         for grams, counts in levels:
             before = torch.div(grams, vocab_size, rounding_mode="floor")
@@ -117,7 +136,9 @@ class KneserNey(nn.Module):
         rests = self.rests.split([1, *self.sizes[:-1]])
         candidates = candidates.expand(*history.shape[:-1], candidates.shape[-1])
         place, hit = self._find(grams[0], candidates)
-        found = shares[0][place] * hit + rests[0] / self.vocab_size
+        found = shares[0][place] * hit + rests[0] * self.uniform
+        if self.start is not None:
+            found = found.masked_fill(candidates == self.start, 0)
         met = [torch.zeros_like(candidates[..., :0].sum(-1), dtype=torch.bool)]
         real = history >= 0
         inside = torch.zeros_like(history)  # the gram of so many tokens that ends at each; or -1
@@ -186,19 +207,29 @@ class KneserNey(nn.Module):
         return f"order={self.order}, grams={sum(self.sizes):,}"
 
 
-def _levels(tokens: Tensor, vocab_size: int, order: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """The grams of one token, of two, … and how often each counts: the longest as often as it
-    stands there, a shorter one once for each token that it stands behind."""
-    grams, numbers, counts = tokens.unique(return_inverse=True, return_counts=True)
+def _levels(
+    tokens: Tensor, vocab_size: int, order: int, start: int | None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The grams of one token, of two, … and how often each counts: the longest, and those that
+    begin a sentence, as often as they stand there, a shorter one once for each token that it stands
+    behind; the start itself is never told, and so counts nothing."""
+    start = -1 if start is None else start  # that no token is
+    grams, numbers, stands = tokens.unique(return_inverse=True, return_counts=True)
+    inner, begins = tokens != start, grams == start  # a gram has the start in front or not at all
+    stands = stands.masked_fill(begins, 0)
     for length in range(1, order):
-        longer = numbers[:-1] * vocab_size + tokens[length:]
-        further, others, stands = longer.unique(return_inverse=True, return_counts=True)
+        real = (numbers[:-1] >= 0) & inner[length:]
+        longer = (numbers[:-1] * vocab_size + tokens[length:])[real]
+        further, others, counts = longer.unique(return_inverse=True, return_counts=True)
         somewhere = torch.empty_like(further)
-        somewhere[others] = torch.arange(len(others))
+        somewhere[others] = real.nonzero()[:, 0]
         behind = numbers[somewhere + 1]  # each of the longer ones, without its first token
-        yield grams, torch.bincount(behind, minlength=len(grams))
-        grams, numbers, counts = further, others, stands
-    yield grams, counts
+        behind = torch.bincount(behind, minlength=len(grams))
+        yield grams, torch.where(begins, stands, behind)
+        begins = begins[torch.div(further, vocab_size, rounding_mode="floor")]
+        grams, stands = further, counts
+        numbers = torch.full_like(real, -1, dtype=torch.int64).masked_scatter(real, others)
+    yield grams, stands
 
 
 def _discounts(counts: Tensor) -> Tensor:
