@@ -7,7 +7,7 @@ from typing import Any, Literal
 from resbackbones.classifier import MULTI_LABEL, class_weights
 from resbackbones.data import Classes, Labels, Source, Splits, Target
 from resbackbones.errors import InputError
-from tasks._recipe import Recipe
+from tasks._fields import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,8 @@ from resbackbones.metrics import Confusion
 from resbackbones.train import Options, World, evaluate
 from tasks import _running
 from tasks._classification import Classification
-from tasks._recipe import Recipe, Task, train
+from tasks._fields import Recipe
+from tasks._recipe import Task, train
 from tasks._telling import cells, class_table, header, how_well_known, left_out, mistakes
 
 ENDINGS: dict[str, Sequence[str]] = {**MEDIA, "text": (".txt",)}

@@ -62,9 +62,9 @@ class Hypothesis:
 
     def text(self, vocabulary: Sequence[str]) -> str:
         """What is written, of the tokens' strings by number; a word begins where a token is or
-        begins with a blank or "▁"."""
+        begins with a blank or "▁", of which several are one."""
         parts = [parted(vocabulary[token]) for token in self.tokens]
-        return "".join(" " * opens + piece for opens, piece in parts).strip()
+        return " ".join("".join(" " * opens + piece for opens, piece in parts).split())
 
     def characters(self, vocabulary: Sequence[str], seconds_per_frame: float) -> list[Span]:
         """Each token by itself: characters, where those are the tokens."""

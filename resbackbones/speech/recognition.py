@@ -1,7 +1,7 @@
 """What was said: a recogniser that gives every frame a symbol or none, and is trained by CTC."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Self
 
@@ -17,11 +17,14 @@ from resbackbones.core.zoo import resolve
 from resbackbones.data import InOrder
 from resbackbones.errors import InputError
 from resbackbones.pretrained import ResidualPreTrainedModel
+from resbackbones.speech.decode import greedy
 from resbackbones.speech.error_rates import ErrorRates
 from resbackbones.speech.frontend import list_clips
+from resbackbones.speech.hypotheses import Hypothesis
 from resbackbones.speech.models import ResidualSpeechConfig, check_features, extractor_of
 from resbackbones.speech.vocabulary import CTCTokenizer, ResidualCTCProcessor, given_vocabulary
 
+Search = Callable[[Tensor, Tensor], list[Hypothesis]]
 FRAMES = 20_000  # heard at a time, padding included
 IGNORED = -100  # a label that is none, as everywhere in transformers
 CERTAIN = 1e4  # by which the blank's logit is above the others' where there is no sound
@@ -245,14 +248,20 @@ class ResidualForCTC(ResidualPreTrainedModel):
         return self.backbone.output_lengths(lengths)[-1]
 
     def transcribe(
-        self, clips: Any, sampling_rate: int | None = None, frames: int = FRAMES
+        self,
+        clips: Any,
+        sampling_rate: int | None = None,
+        frames: int = FRAMES,
+        search: Search = greedy,
     ) -> list[str]:
-        """The texts of clips of any lengths, each heard whole: of every frame the likeliest symbol.
+        """The texts of clips of any lengths, each heard whole.
 
         Args:
             clips: one or several, as the feature extractor takes them.
             sampling_rate: of the clips; another than the processor's is refused.
             frames: computed at a time at most, padding included; a longer clip is alone.
+            search: how texts are found in logits: by the likeliest symbol of every frame, or
+                `decode.BeamSearch(model.symbols, …)`.
 
         Raises:
             InputError: no processor, or what it refuses.
@@ -267,9 +276,15 @@ class ResidualForCTC(ResidualPreTrainedModel):
             for rows in InOrder(len(waveforms), len(waveforms), lengths, frames)():
                 heard = [waveforms[row] for row in rows]
                 batch = hear(heard, sampling_rate, return_tensors="pt", device=self.device)
-                for row, text in zip(rows, _greedy(tokenizer, self(**batch).logits), strict=True):
+                found = _texts(tokenizer, self(**batch).logits, search)
+                for row, text in zip(rows, found, strict=True):
                     texts[row] = text
         return texts
+
+    @property
+    def symbols(self) -> tuple[str, ...]:
+        """What its logits are of, the blank first."""
+        return self._tokenizer().symbols
 
     def _tokenizer(self) -> CTCTokenizer:
         if self.processor is None:
@@ -308,9 +323,10 @@ def _symbols_and_ends(batch: Mapping[str, Any]) -> Tensor:
     return (labels != IGNORED).sum() + len(labels)
 
 
-def _greedy(tokenizer: CTCTokenizer, logits: Tensor) -> list[str]:
-    """Texts of the likeliest symbol of each frame."""
-    return [tokenizer.written(row) for row in logits.argmax(-1).tolist()]
+def _texts(tokenizer: CTCTokenizer, logits: Tensor, search: Search = greedy) -> list[str]:
+    """What a search finds in logits, which are the blank's where a recording has ended."""
+    lengths = torch.full((len(logits),), logits.shape[1])
+    return [found.text(tokenizer.symbols) for found in search(logits, lengths)]
 
 
 def _said_and_written(
@@ -325,4 +341,4 @@ def _said_and_written(
         # A blank behind every symbol keeps two of a kind apart.
         rows = [[each for n in row if n != IGNORED for each in (n, 0)] for row in labels.tolist()]
         said = [tokenizer.written(row) for row in rows]
-    return list(zip(said, _greedy(tokenizer, output.logits), strict=True))
+    return list(zip(said, _texts(tokenizer, output.logits), strict=True))

@@ -25,7 +25,8 @@ from resbackbones.report import rows_digest
 from resbackbones.train import StillAtChance, evaluate, feed, fit
 from resbackbones.train.options import Device
 from tasks._benchmark import data
-from tasks._recipe import Experiment, Recipe
+from tasks._fields import Recipe
+from tasks._recipe import Experiment
 
 Domain = Literal["vision", "speech", "text"]
 TOKENS = 32  # of a text; the baseline reads it whole

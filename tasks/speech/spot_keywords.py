@@ -37,7 +37,8 @@ from resbackbones.speech import (
 )
 from resbackbones.speech import ResidualForAudioClassification as Model
 from resbackbones.train.options import Keep, Kind, Schedule
-from tasks._recipe import Experiment, Spec, Task
+from tasks._fields import Spec
+from tasks._recipe import Experiment, Task
 from tasks._using import run
 from tasks.speech._baseline import baseline
 from tasks.speech._listening import Listening, calibrate, explain, negatives, readable, tell

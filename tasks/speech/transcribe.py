@@ -30,7 +30,8 @@ from resbackbones.speech import (
 from resbackbones.speech import ResidualForCTC as Model
 from resbackbones.speech.vocabulary import TEXTS, Symbols, Text
 from resbackbones.train.options import Keep, Kind, Schedule
-from tasks._recipe import Experiment, Recipe, Spec, Task
+from tasks._fields import Recipe, Spec
+from tasks._recipe import Experiment, Task
 from tasks._using import run
 from tasks.speech import _sentences as sentences
 from tasks.speech import _transcription as texts

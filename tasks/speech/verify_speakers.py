@@ -29,7 +29,8 @@ from resbackbones.speech import (
 from resbackbones.speech import ResidualForAudioXVector as Model
 from resbackbones.speech.recordings import FULL_SCALE
 from resbackbones.train.options import Keep, Kind, Schedule
-from tasks._recipe import Experiment, Recipe, Spec, Task
+from tasks._fields import Recipe, Spec
+from tasks._recipe import Experiment, Task
 from tasks._using import run
 from tasks.speech import _speakers as pairs
 

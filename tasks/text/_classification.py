@@ -22,7 +22,8 @@ from resbackbones.text import ResidualForSequenceClassification as Model
 from resbackbones.train import World
 from resbackbones.train.options import Arguments, Keep, Kind, Schedule
 from tasks._classification import Classification
-from tasks._recipe import Experiment, Spec, each
+from tasks._fields import Spec
+from tasks._recipe import Experiment, each
 from tasks.text._baseline import NAME, baseline, fit, part_of_the_answer, share_out, texts
 from tasks.text._pretrained import Pretrained
 

@@ -23,7 +23,8 @@ from resbackbones.data import NoTarget, Source
 from resbackbones.text import ResidualForCausalLM as Model
 from resbackbones.text import TokenWindows, tokenize
 from resbackbones.train.options import Arguments, Kind
-from tasks._recipe import Recipe, Spec, Task
+from tasks._fields import Recipe, Spec
+from tasks._recipe import Task
 from tasks._using import run
 from tasks.text._language import experiment, read, refuse, texts_of, windows, write_all
 from tasks.text._pretrained import Pretrained

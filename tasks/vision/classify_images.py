@@ -31,7 +31,8 @@ from resbackbones.vision import (
 from resbackbones.vision import ResidualForImageClassification as Model
 from resbackbones.vision.images import choose_channels
 from tasks._classification import Classification
-from tasks._recipe import Experiment, Spec, Task, each
+from tasks._fields import Spec
+from tasks._recipe import Experiment, Task, each
 from tasks._using import run
 from tasks.vision._baseline import baseline
 from tasks.vision._files import read

@@ -27,7 +27,8 @@ from resbackbones.vision import ResidualForObjectDetection as OneStage
 from resbackbones.vision import ResidualForTwoStageDetection as TwoStages
 from resbackbones.vision.images import choose_channels
 from tasks._classes import names_of
-from tasks._recipe import Experiment, Recipe, Spec, Task, each
+from tasks._fields import Recipe, Spec
+from tasks._recipe import Experiment, Task, each
 from tasks._using import run
 from tasks.vision._box_baseline import baseline
 from tasks.vision._files import read

@@ -26,7 +26,8 @@ from resbackbones.vision import ResidualForSemanticSegmentation as Model
 from resbackbones.vision.images import choose_channels
 from resbackbones.vision.masks import choose_shorter_side, pixel_counts
 from tasks._classes import names_of
-from tasks._recipe import Experiment, Recipe, Spec, Task, each
+from tasks._fields import Recipe, Spec
+from tasks._recipe import Experiment, Task, each
 from tasks._using import run
 from tasks.vision._files import read
 from tasks.vision._mask_baseline import baseline, name_shares

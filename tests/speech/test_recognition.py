@@ -21,6 +21,7 @@ from resbackbones.speech import (
     ResidualFeatureExtractor,
     ResidualForCTC,
     TranscriptItems,
+    decode,
     learn_vocabulary,
 )
 from resbackbones.speech.recognition import OnlyBlanks
@@ -102,6 +103,17 @@ def test_a_batch_gives_the_answers_of_each_clip_alone(name: str) -> None:
 
     check()
     assert model.transcribe(noise(4000))[0]  # it does write
+
+
+def test_a_beam_search_may_find_the_texts() -> None:
+    model, clips = trained(), noise(3000, 5000)
+    search = decode.BeamSearch(model.symbols, width=4, length_bonus=20.0)
+    with torch.no_grad():
+        logits = [model(**model.processor([clip], return_tensors="pt")).logits for clip in clips]
+    found = [search(each, torch.tensor([each.shape[1]]))[0] for each in logits]
+    expected = [hypothesis.text(model.symbols) for hypothesis in found]
+    assert model.transcribe(clips, search=search) == expected
+    assert expected != model.transcribe(clips)  # of which the bonus makes longer ones
 
 
 def surprise(log_probs: torch.Tensor, labels: list[int]) -> float:

@@ -29,7 +29,8 @@ from resbackbones.errors import InputError
 from resbackbones.speech import ResidualForAudioClassification
 from tasks import _recipe, _using
 from tasks._classes import KnownClasses
-from tasks._recipe import Recipe, Task, fitting
+from tasks._fields import Recipe
+from tasks._recipe import Task, fitting
 from tasks._using import begin, run
 from tasks.speech import spot_keywords
 from tasks.text import analyze_sentiment, classify_text, model_language
