@@ -3,54 +3,26 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Self, TypeVar
+from itertools import zip_longest
+from typing import Any, Self
 
-import numpy as np
 from torch import Tensor
 
 from resbackbones.metrics import Mean
 
-T = TypeVar("T")
 KINDS = ("hits", "substitutions", "deletions", "insertions")
 
 
-def align(reference: Sequence[T], hypothesis: Sequence[T]) -> list[tuple[T | None, T | None]]:
-    """The pairs of an alignment of the fewest substitutions, deletions (of which the hypothesis has
-    None) and insertions (of which the reference has None), of equal ones that with the most pairs
-    (Levenshtein 1966; Wagner & Fischer 1974).
-
-    >>> align("cat", "cut"), align("at", "cat"), align("a", "")
-    ([('c', 'c'), ('a', 'u'), ('t', 't')], [(None, 'c'), ('a', 'a'), ('t', 't')], [('a', None)])
-    """
-    numbers: dict[T, int] = {}
-    left, right = (
-        np.array([numbers.setdefault(each, len(numbers)) for each in side], np.int64)
-        for side in (reference, hypothesis)
-    )
-    steps = np.arange(len(right) + 1)
-    costs = np.empty((len(left) + 1, len(right) + 1), np.int64)
-    costs[0] = steps
-    for row, each in enumerate(left, 1):
-        before = costs[row - 1]
-        costs[row] = before + 1
-        costs[row, 1:] = np.minimum(costs[row, 1:], before[:-1] + (right != each))
-        # An insertion costs one more than what stands on its left, however many there are.
-        costs[row] = np.minimum.accumulate(costs[row] - steps) + steps
-    pairs: list[tuple[T | None, T | None]] = []
-    row, column = len(left), len(right)
-    while row or column:
-        here = costs[row, column]
-        differ = bool(row and column and left[row - 1] != right[column - 1])
-        if row and column and costs[row - 1, column - 1] + differ == here:
-            row, column = row - 1, column - 1
-            pairs.append((reference[row], hypothesis[column]))
-        elif row and costs[row - 1, column] + 1 == here:
-            row -= 1
-            pairs.append((reference[row], None))
-        else:
-            column -= 1
-            pairs.append((None, hypothesis[column]))
-    return pairs[::-1]
+def _aligned(found: Any) -> Iterator[tuple[str | None, str | None]]:
+    """The pairs (said, written) of an output of jiwer, None where nothing stands on a side."""
+    for said, written, chunks in zip(
+        found.references, found.hypotheses, found.alignments, strict=True
+    ):
+        for chunk in chunks:
+            yield from zip_longest(
+                said[chunk.ref_start_idx : chunk.ref_end_idx],
+                written[chunk.hyp_start_idx : chunk.hyp_end_idx],
+            )
 
 
 class ErrorRates:
@@ -58,7 +30,7 @@ class ErrorRates:
     and `wer` of words; the share `empty` of the recordings in which something was said of which
     nothing is written; and the mean `loss` (nats per symbol, and per end of a recording).
 
-    A rate is the number of substitutions, deletions and insertions (see `align`) over all
+    A rate is the number of substitutions, deletions and insertions, as jiwer counts them, over all
     recordings, divided by the number of characters or words that were said: it may be above one.
     Not a number as long as nothing was said.
 
@@ -67,7 +39,8 @@ class ErrorRates:
         weight: what a batch's loss is a mean over.
 
     Attributes:
-        characters, words: how often each pair of `align` occurred, a Counter.
+        characters, words: how often each was written so: a Counter of pairs (said, written), None
+            where nothing stands on a side.
         spoken, empty: recordings in which something was said, and those of which nothing is
             written.
 
@@ -104,11 +77,15 @@ class ErrorRates:
 
     def count(self, pairs: Sequence[tuple[str, str]]) -> None:
         """Count pairs of what was said and what is written, both normalised."""
-        for said, written in pairs:
-            self.characters.update(align(said, written))
-            self.words.update(align(said.split(), written.split()))
-            self.spoken += bool(said)
-            self.empty += bool(said) and not written
+        import jiwer
+
+        if not pairs:
+            return
+        said, written = ([pair[side] for pair in pairs] for side in (0, 1))
+        self.characters.update(_aligned(jiwer.process_characters(said, written)))
+        self.words.update(_aligned(jiwer.process_words(said, written)))
+        self.spoken += sum(map(bool, said))
+        self.empty += sum(bool(one) and not other for one, other in pairs)
 
     def merge(self, other: Self) -> None:
         self.characters += other.characters
