@@ -68,7 +68,7 @@ def test_the_readme_examples_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     examples = re.findall(r"```python\n(.*?)```", read("README.md"), re.DOTALL)
-    assert len(examples) == 7  # two of the core, four of the wings, one of training
+    assert len(examples) == 8  # two of the core, five of the wings, one of training
     for example in examples:
         exec(compile(example, "README.md", "exec"), {})
     assert "in the first block" in capsys.readouterr().out

@@ -29,12 +29,7 @@ from typing import Any, Literal
 
 from resbackbones.core.zoo import resolve
 from resbackbones.data import Source
-from resbackbones.speech import (
-    AudioItems,
-    Augment,
-    ResidualFeatureExtractor,
-    read_clips,
-)
+from resbackbones.speech import AudioItems, Augment, ResidualFeatureExtractor, read_clips
 from resbackbones.speech import ResidualForAudioClassification as Model
 from resbackbones.train.options import Keep, Kind, Schedule
 from tasks._fields import Spec
