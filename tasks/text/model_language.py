@@ -4,7 +4,9 @@ r"""Train a residual language model on any text, and have it write.
         --name "Tiny Shakespeare" --all-rows --prompt "ROMEO:" --record
 
 reached 1.429 nats per character (the n-grams alone 1.517, the net alone 1.525) in four minutes of
-training on two cores of an EPYC with bfloat16, 22 on one without.
+training on two cores of an EPYC with bfloat16, 22 on one without. GPT-2 of as many parameters, on
+the same characters, reached 1.655 (--peer gpt2 --dropout 0 --learning-rate 1e-3 --length 128
+--batch-size 16, the best of four settings that were tried).
 
 Data are a text file, a folder of them, or any data set with a column of texts, larger than memory
 too. A short text is modelled by its characters, a long one by byte pairs (--tokenizer).
