@@ -4,7 +4,8 @@ r"""Train a residual net to tell what texts think: negative or positive, or how 
         --record
 
 reached 84.3 +- 0.4 % (TF-IDF without NB's weights 83.5), in a minute and a half of training per
-seed on two cores of a Xeon with bfloat16.
+seed on two cores of a Xeon with bfloat16; with --data ../shared/data/imdb --epochs 2 --weights, of
+a language model of the same reviews, 91.3 % (NB-SVM on TF-IDF 91.2).
 
 Labels are names, as "negative" and "positive", or whole numbers. 0 and 1 without names are called
 so; of more numbers, as of stars, it is also told how far answers are off. All else is as in
