@@ -18,6 +18,7 @@ NETS = (
     *("bc_resnet1", "bc_resnet1_5", "bc_resnet2", "bc_resnet3", "bc_resnet6", "bc_resnet8"),
     *("res8_narrow", "res8", "res15_narrow", "res15", "mel_resnet14"),
 )
+DEFAULT = str(spot_keywords.Config(data="").spec)
 WORDS = 12
 SECONDS = 1
 
@@ -26,8 +27,7 @@ Seconds = Mapping[str, Sequence[float]]
 
 def spotters() -> dict[str, ResidualForAudioClassification]:
     """By name; "ours" is the default of `tasks.speech.spot_keywords`."""
-    default = str(spot_keywords.Config(data="").spec)
-    names = {"ours": default} | {name: name for name in NETS if name != default}
+    names = {"ours": DEFAULT} | {name: name for name in NETS if name != DEFAULT}
     return {
         name: ResidualForAudioClassification.build(spec, num_labels=WORDS).eval()
         for name, spec in names.items()
@@ -69,7 +69,7 @@ def table(timings: Sequence[tuple[tuple[int, ...], Seconds, Seconds]], close: st
     nets: dict[str, Any] = spotters()
     rows = [
         [
-            f"{spot_keywords.Config(data='').spec} (default)" if name == "ours" else name,
+            f"{DEFAULT} (default)" if name == "ours" else name,
             report.format_count(rb.count_parameters(nets[name])),
             report.format_count(rb.count_macs(nets[name], features(nets[name]))),
             f"{1000 * took[name]:.2f}",

@@ -325,8 +325,8 @@ def _symbols_and_ends(batch: Mapping[str, Any]) -> Tensor:
 
 def _texts(tokenizer: CTCTokenizer, logits: Tensor, search: Search = greedy) -> list[str]:
     """What a search finds in logits, which are the blank's where a recording has ended."""
-    lengths = torch.full((len(logits),), logits.shape[1])
-    return [found.text(tokenizer.symbols) for found in search(logits, lengths)]
+    lengths, symbols = torch.full((len(logits),), logits.shape[1]), tokenizer.symbols
+    return [found.text(symbols) for found in search(logits, lengths)]
 
 
 def _said_and_written(

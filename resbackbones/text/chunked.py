@@ -43,6 +43,7 @@ class _ChunkedSum(torch.autograd.Function):
     ) -> Tensor:
         totals = []
         gradients = [torch.zeros_like(each) for each in (x, *parameters) if learns]
+        slots = gradients[0].split(rows) if learns else ()
         parts = zip(*(each.split(rows) for each in (x, *others)), strict=True)
         for number, (part, *rest) in enumerate(parts):
             with torch.set_grad_enabled(learns):
@@ -50,7 +51,7 @@ class _ChunkedSum(torch.autograd.Function):
                 first, *more = summed(part, *rest)
             if learns:
                 slope, *slopes = torch.autograd.grad(first, (part, *parameters))
-                gradients[0].split(rows)[number].copy_(slope)
+                slots[number].copy_(slope)
                 for gradient, each in zip(gradients[1:], slopes, strict=True):
                     gradient += each
             totals.append(torch.stack([first, *more]).detach())

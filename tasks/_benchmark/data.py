@@ -14,10 +14,7 @@ import importlib.metadata
 import importlib.util
 import io
 import itertools
-import os
 import re
-import shutil
-import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +25,7 @@ import PIL.Image
 from datasets import ClassLabel, Dataset, Features, Image, Value
 
 from resbackbones.errors import InputError
+from tasks._made import made_once
 
 WORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
 RENDITIONS = 2  # of each word by each voice: other speed, pitch, place and noise
@@ -54,25 +52,13 @@ def default_data(domain: str, cache: str | Path) -> Path:
     The folder's name carries the versions the data come from and a mark of this file, so that
     neither a new library nor new code meets old data.
     """
-    folder = default_folder(domain, cache)
-    if folder.is_dir():
-        return folder
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=folder.name + ".", dir=folder.parent))
-    except OSError as error:
-        raise InputError(
-            f"cannot write the data cache {cache} ({error.strerror}); name another with --cache"
-        ) from error
-    try:
-        make = {"vision": digits, "speech": spoken_words, "text": docstrings}[domain]
-        for split, dataset in make().items():
-            dataset.to_parquet(str(scratch / f"{split}.parquet"))
-        if not folder.is_dir():  # else another run was faster
-            os.replace(scratch, folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return folder
+    make = {"vision": digits, "speech": spoken_words, "text": docstrings}[domain]
+    return made_once(
+        default_folder(domain, cache),
+        lambda: make().items(),
+        place=f"the data cache {cache}",
+        advice="name another with --cache",
+    )
 
 
 def default_folder(domain: str, cache: str | Path) -> Path:

@@ -5,16 +5,14 @@ No voice, and no sentence, is in two of train, validation and test. Everything f
 
 import hashlib
 import io
-import os
-import shutil
-import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import soundfile
 from datasets import Dataset, Features, Value
 
-from resbackbones.errors import InputError
+from tasks._made import made_once
 from tasks.speech._voices import ACCENTS, RATE, Utterance, speak, split_voices
 from tasks.speech._words import WORDS
 
@@ -33,21 +31,12 @@ def folder(seed: int = 0) -> Path:
     """
     code = b"".join(sorted(path.read_bytes() for path in Path(__file__).parent.glob("_[esvw]*.py")))
     where = CACHE / f"sentences-{hashlib.sha256(f'{seed}'.encode() + code).hexdigest()[:8]}"
-    if where.is_dir():
-        return where
-    try:
-        where.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=where.name + ".", dir=where.parent))
-    except OSError as error:
-        raise InputError(f"cannot write {CACHE} ({error.strerror}); start elsewhere") from error
-    try:
+
+    def splits() -> Iterator[tuple[str, Dataset]]:
         for split, said in utterances(seed).items():
-            spoken(split, said, seed).to_parquet(scratch / f"{split}.parquet")
-        if not where.is_dir():  # else another run was faster
-            os.replace(scratch, where)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return where
+            yield split, spoken(split, said, seed)
+
+    return made_once(where, splits, place=str(CACHE), advice="start elsewhere")
 
 
 def utterances(seed: int = 0) -> dict[str, list[Utterance]]:

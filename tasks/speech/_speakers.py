@@ -27,7 +27,6 @@ from resbackbones.speech import (
     read_trials,
     speakers_of,
 )
-from resbackbones.speech.recordings import FULL_SCALE
 from resbackbones.train import evaluate
 from tasks.speech._baseline import of_mfcc, slopes
 
@@ -147,7 +146,7 @@ def calibrate(heard: Clips, items: TrialItems, asked: Trials, model: Any) -> Non
     evaluate(model, items, metric)
     model.calibrate(*metric.scores())
     model.trials = asked
-    vectors = model.embed([waveform.float() / FULL_SCALE for waveform in heard.waveforms])
+    vectors = model.embed(heard.waveforms)
     sums = torch.zeros(len(heard.names), vectors.shape[1])
     model.cohort = functional.normalize(sums.index_add(0, heard.labels, vectors), dim=1)
 

@@ -7,9 +7,6 @@ the test split were not trained on either. Everything follows from the phrase an
 
 import hashlib
 import io
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,7 +17,7 @@ import soundfile
 import torch
 from datasets import ClassLabel, Dataset, Features, Value
 
-from resbackbones.errors import InputError
+from tasks._made import made_once
 from tasks.speech._listening import Negatives
 from tasks.speech._voices import ACCENTS, RATE, Utterance, phonemes, speak, split_voices
 from tasks.speech._words import WORDS
@@ -49,24 +46,15 @@ def folder(phrase: str, seed: int = 0) -> Path:
     code = b"".join(sorted(path.read_bytes() for path in Path(__file__).parent.glob("_[evw]*.py")))
     mark = hashlib.sha256(f"{phrase} {seed}".encode() + code).hexdigest()[:8]
     where = CACHE / f"{'-'.join(phrase.lower().split())}-{mark}"
-    if where.is_dir():
-        return where
-    try:
-        where.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=where.name + ".", dir=where.parent))
-    except OSError as error:
-        raise InputError(f"cannot write {CACHE} ({error.strerror}); start elsewhere") from error
-    try:
+
+    def splits() -> Iterator[tuple[str, Dataset]]:
         length = 0
         for split, voices in split_voices().items():
             made = Split(sounds, split, voices, seed)
             length = length or made.length
-            made.clips(length).to_parquet(scratch / f"{split}.parquet")
-        if not where.is_dir():  # else another run was faster
-            os.replace(scratch, where)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return where
+            yield split, made.clips(length)
+
+    return made_once(where, splits, place=str(CACHE), advice="start elsewhere")
 
 
 def speech(phrase: str, split: str, hours: float, seed: int = 0) -> Iterator[torch.Tensor]:

@@ -19,6 +19,7 @@ from resbackbones.speech import (
     ResidualSpeechConfig,
     resample,
 )
+from tests.speech.helpers import as_if_trained
 
 LABELS = ["yes", "no", "silence"]
 SMALL = rb.BackboneSpec(
@@ -44,11 +45,7 @@ def trained(name: str, **options: Any) -> ResidualForAudioClassification:
     torch.manual_seed(0)
     spec, changes = NETS[name]
     model = ResidualForAudioClassification.build(spec, labels=LABELS, **{**changes, **options})
-    for module in model.modules():
-        if isinstance(getattr(module, "running_mean", None), torch.Tensor):
-            module.running_mean.normal_()
-            module.running_var.uniform_(0.5, 2)
-    return model.eval()
+    return as_if_trained(model)
 
 
 def same(batch: torch.Tensor, single: torch.Tensor) -> bool:

@@ -27,6 +27,7 @@ from resbackbones.speech import (
 from resbackbones.speech.recognition import OnlyBlanks
 from resbackbones.train import Options, evaluate, fit
 from tests.speech import tones
+from tests.speech.helpers import as_if_trained, noise
 
 VOCABULARY = learn_vocabulary([f"{tones.LETTERS} x"])
 DENSE = rb.BackboneSpec(
@@ -62,19 +63,11 @@ def trained(name: str = "dense") -> ResidualForCTC:
     torch.manual_seed(0)
     spec, options = NETS[name]
     model = made(spec, normalize="mean_std" if options else "none")
-    for module in model.modules():
-        if isinstance(getattr(module, "running_mean", None), torch.Tensor):
-            module.running_mean.normal_()
-            module.running_var.uniform_(0.5, 2)
+    as_if_trained(model)
     torch.nn.init.normal_(model.head.linear.weight)
     with torch.no_grad():
         model.head.linear.bias[2] += 1  # what is padded would be written, were it not for the mask
-    return model.eval()
-
-
-def noise(*lengths: int, seed: int = 0) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return [0.3 * torch.randn(length, generator=generator) for length in lengths]
+    return model
 
 
 @pytest.mark.parametrize("name", NETS)

@@ -23,6 +23,7 @@ from resbackbones.speech import (
     make_trials,
 )
 from resbackbones.train import Options, evaluate, fit
+from tests.speech.helpers import as_if_trained, noise
 
 SMALL = rb.BackboneSpec(
     (rb.Stage(8, 1), rb.Stage(12, 2, stride=2)), dims=1, in_channels=40, stem=rb.Stem(8, 5)
@@ -49,16 +50,7 @@ def trained(name: str, **options: Any) -> ResidualForAudioXVector:
     spec, changes = NETS[name]
     options = {"num_labels": 5, "embedding_size": 16, **changes, **options}
     model = ResidualForAudioXVector.build(spec, **options)
-    for module in model.modules():
-        if isinstance(getattr(module, "running_mean", None), torch.Tensor):
-            module.running_mean.normal_()
-            module.running_var.uniform_(0.5, 2)
-    return model.eval()
-
-
-def noise(*lengths: int, seed: int = 0) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return [0.3 * torch.randn(length, generator=generator) for length in lengths]
+    return as_if_trained(model)
 
 
 @pytest.mark.parametrize("name", NETS)
