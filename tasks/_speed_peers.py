@@ -7,6 +7,7 @@ names.
 
 import io
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -24,8 +25,22 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 
+class _SqueezeExcitation(nn.Module):
+    """Channels scaled by a gate of their means over time (Hu et al. 2018)."""
+
+    def __init__(self, channels: int, reduction: int) -> None:
+        super().__init__()
+        self.squeeze = nn.Linear(channels, channels // reduction, bias=False)
+        self.excite = nn.Linear(channels // reduction, channels, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = self.excite(functional.relu(self.squeeze(x.mean(2)))).sigmoid()
+        return x * gate.unsqueeze(2)
+
+
 class _ConvNorm(nn.Sequential):
-    """Convolution (or a depthwise and a pointwise one), batch norm, and ReLU if asked for."""
+    """Convolution (or a depthwise and a pointwise one), batch norm, and squeeze and excitation and
+    ReLU if asked for."""
 
     def __init__(
         self,
@@ -37,6 +52,7 @@ class _ConvNorm(nn.Sequential):
         separable: bool = False,
         relu: bool = True,
         eps: float = 1e-5,
+        reduction: int = 0,
     ) -> None:
         margin = dilation * (kernel - 1) // 2
         convolutions = [nn.Conv1d(inputs, outputs, kernel, stride, margin, dilation, bias=False)]
@@ -47,7 +63,8 @@ class _ConvNorm(nn.Sequential):
                 ),
                 nn.Conv1d(inputs, outputs, 1, bias=False),
             ]
-        after = [nn.ReLU(inplace=True)] if relu else []
+        after: list[nn.Module] = [_SqueezeExcitation(outputs, reduction)] if reduction else []
+        after += [nn.ReLU(inplace=True)] if relu else []
         super().__init__(*convolutions, nn.BatchNorm1d(outputs, eps=eps), *after)
 
 
@@ -63,29 +80,59 @@ class _Block(nn.Module):
         return functional.relu(self.branch(x) + self.shortcut(x), inplace=True)
 
 
-def _separable_block(inputs: int, outputs: int, kernel: int, repeats: int) -> _Block:
-    """Separable convolutions with the norm of NeMo, whose eps is not torch's."""
-    widths = [inputs] + [outputs] * repeats
+def _separable_block(
+    inputs: int, outputs: int, kernel: int, repeats: int, stride: int = 1, reduction: int = 0
+) -> _Block:
+    """Separable convolutions with the norm of NeMo, whose eps is not torch's; the last one has the
+    stride, and squeeze and excitation."""
+    widths, last = [inputs] + [outputs] * repeats, repeats - 1
     branch = [
-        _ConvNorm(a, b, kernel, separable=True, relu=index < repeats - 1, eps=1e-3)
+        _ConvNorm(
+            *(a, b, kernel, stride if index == last else 1),
+            separable=True,
+            relu=index < last,
+            eps=1e-3,
+            reduction=reduction if index == last else 0,
+        )
         for index, (a, b) in enumerate(pairwise(widths))
     ]
-    return _Block(nn.Sequential(*branch), _ConvNorm(inputs, outputs, 1, relu=False, eps=1e-3))
+    shortcut = _ConvNorm(inputs, outputs, 1, stride, relu=False, eps=1e-3)
+    return _Block(nn.Sequential(*branch), shortcut)
 
 
-def quartznet5x5() -> nn.Module:
-    """QuartzNet-5x5 (Kriman et al. 2020), the encoder."""
+def quartznet(times: int) -> nn.Module:
+    """QuartzNet (Kriman et al. 2020), the encoder, with so many blocks per group."""
     groups = (256, 33), (256, 39), (512, 51), (512, 63), (512, 75)
     blocks, width = [], 256
     for channels, kernel in groups:
-        blocks.append(_separable_block(width, channels, kernel, 5))
-        width = channels
+        for _ in range(times):
+            blocks.append(_separable_block(width, channels, kernel, 5))
+            width = channels
     return nn.Sequential(
         _ConvNorm(64, 256, 33, 2, separable=True, eps=1e-3),
         *blocks,
         _ConvNorm(512, 512, 87, dilation=2, separable=True, eps=1e-3),
         _ConvNorm(512, 1024, 1, eps=1e-3),
     )
+
+
+def citrinet(channels: int) -> nn.Module:
+    """Citrinet (Majumdar et al. 2021), the encoder."""
+    options: dict[str, Any] = {"separable": True, "eps": 1e-3, "reduction": 8}
+    groups = range(11, 22, 2), range(13, 26, 2), range(25, 40, 2)
+    blocks = [
+        _separable_block(channels, channels, kernel, 5, 2 if kernel == group[0] else 1, 8)
+        for group in groups
+        for kernel in group
+    ]
+    stem = _ConvNorm(80, channels, 5, **options)
+    return nn.Sequential(stem, *blocks, _ConvNorm(channels, 640, 41, **options))
+
+
+def mel_resnet_ctc18() -> nn.Module:
+    """Our own recogniser on mel bands, the encoder."""
+    blocks = [_basic_block(256, 256, 7, 1 if index else 2, relu=False) for index in range(8)]
+    return nn.Sequential(_ConvNorm(80, 256, 11, 2), *blocks)
 
 
 def matchboxnet_3x2() -> nn.Module:
@@ -191,7 +238,7 @@ def resnet50() -> nn.Module:
 
 
 PEERS: dict[str, Callable[[], nn.Module]] = {
-    "quartznet5x5": quartznet5x5,
+    "quartznet5x5": partial(quartznet, 1),
     "tc_resnet14": tc_resnet14,
     "matchboxnet_3x2": matchboxnet_3x2,
     "dpcnn": dpcnn,
@@ -199,6 +246,12 @@ PEERS: dict[str, Callable[[], nn.Module]] = {
     "tcn": tcn,
     "resnet50": resnet50,
 }
+RECOGNISERS: dict[str, Callable[[], nn.Module]] = {
+    **{f"quartznet{5 * times}x5": partial(quartznet, times) for times in (1, 2, 3)},
+    **{f"citrinet{channels}": partial(citrinet, channels) for channels in (256, 384, 512)},
+    "mel_resnet_ctc18": mel_resnet_ctc18,
+}
+TOLERANCE = 1e-4  # of the largest output
 
 
 def fcos(classes: int, side: int) -> nn.Module:
@@ -257,3 +310,17 @@ def copy_weights(source: nn.Module, target: nn.Module) -> None:
     pairs = zip(source.state_dict().values(), target.state_dict().values(), strict=True)
     for given, wanted in pairs:
         wanted.copy_(given.reshape(wanted.shape))
+
+
+def check_alike(name: str, ours: Tensor, theirs: Tensor) -> None:
+    """Refuse to time what does not compute the same.
+
+    Raises:
+        RuntimeError: say by how much they differ.
+    """
+    error = (ours - theirs).abs().max() / theirs.abs().max()
+    if not error <= TOLERANCE:
+        raise RuntimeError(
+            f"the outputs of {name} and of its peer differ by {error:.1e} of the largest, more "
+            f"than {TOLERANCE:.0e}; make tasks/_speed_peers.py compute what our net does"
+        )

@@ -29,7 +29,8 @@ beside Kim's CNN and untrained transformers in the sizes of MiniLM-L6 and Distil
 left out, but for one column: ours from text to answer, as the recipe has it, TF-IDF included.
 decoding is greedy writing of 256 tokens by a language model in the shape of ours, with its exact
 memory, beside transformers' GPT-2 of as many parameters, with its cache. keywords are nets that
-spot them, in a second of sound.
+spot them, in a second of sound; recognition are nets that write down what is said, from features to
+logits of ten seconds, beside the same written by hand with `nn.Conv1d`.
 """
 
 import dataclasses
@@ -62,9 +63,9 @@ from resbackbones.vision import (
     ResidualImageProcessor,
 )
 from resbackbones.vision.boxes import select
-from tasks import _speed_decoding, _speed_keywords, _speed_texts
+from tasks import _speed_decoding, _speed_keywords, _speed_recognition, _speed_texts
 from tasks._running import run
-from tasks._speed_peers import PEERS, copy_weights, fcos, image_by_image, noise
+from tasks._speed_peers import PEERS, check_alike, copy_weights, fcos, image_by_image, noise
 from tasks.vision import classify_images
 
 Step = Literal["evaluation", "training", "loading"]
@@ -82,7 +83,12 @@ SEQUENCES = {  # items and positions
     "tcn": (16, 80),
 }
 VISION = ("resnet50", "fcos")
-MODELS = {"texts": _speed_texts, "decoding": _speed_decoding, "keywords": _speed_keywords}
+MODELS = {
+    "texts": _speed_texts,
+    "decoding": _speed_decoding,
+    "keywords": _speed_keywords,
+    "recognition": _speed_recognition,
+}
 NAMES = (*PEERS, "fcos", "images", *MODELS)
 IMAGES = 4
 CLASSES = 20  # of objects
@@ -91,13 +97,12 @@ SIDE = 32  # of each of them, in pixels
 BATCH = 256
 LOADING = 3_000_000  # multiply-adds that take as long as it takes to make one image ready by itself
 WARM_UP = 2
-TOLERANCE = 1e-4  # of the largest output
 
 
 @dataclass(frozen=True)
 class Config:
     only: tuple[str, ...] = NAMES
-    """What to measure: some nets, "images", "texts", "decoding" or "keywords"."""
+    """What to measure: some nets, "images", "texts", "decoding", "keywords" or "recognition"."""
     rounds: int = 15
     """Ratios that a median is of, after two rounds of warming up."""
     image_size: int = 128
@@ -265,15 +270,6 @@ def detectors(config: Config) -> tuple[dict[str, Side], Tensor]:
     with torch.no_grad():
         check_alike("fcos", *(sides[name].loss() for name in ("ours", "theirs")))
     return sides, x
-
-
-def check_alike(name: str, ours: Tensor, theirs: Tensor) -> None:
-    error = (ours - theirs).abs().max() / theirs.abs().max()
-    if not error <= TOLERANCE:
-        raise RuntimeError(
-            f"the outputs of {name} and of its peer differ by {error:.1e} of the largest, more "
-            f"than {TOLERANCE:.0e}; make tasks/_speed_peers.py compute what our net does"
-        )
 
 
 def calls(sides: dict[str, Side], step: Step, precision: Precision, device: str) -> dict[str, Call]:

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 import resbackbones as rb
 from resbackbones.data import open_dataset
 from resbackbones.vision import ImageItems, ResidualImageProcessor
-from tasks import _speed_decoding, _speed_keywords, _speed_texts, speed
+from tasks import _speed_decoding, _speed_keywords, _speed_recognition, _speed_texts, speed
 from tasks._running import run
-from tasks._speed_peers import PEERS, copy_weights, image_by_image, noise
+from tasks._speed_peers import PEERS, RECOGNISERS, copy_weights, image_by_image, noise
 from tasks.speech import spot_keywords
 
 
@@ -45,10 +45,10 @@ def outcome(net: nn.Module, x: Tensor, training: bool) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
-@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize("name", [*PEERS, "quartznet10x5", "citrinet256", "mel_resnet_ctc18"])
 def test_a_peer_computes_what_our_net_does(name: str, training: bool) -> None:
     torch.manual_seed(0)
-    ours, peer = rb.backbone(name).double(), PEERS[name]().double()
+    ours, peer = rb.backbone(name).double(), (PEERS | RECOGNISERS)[name]().double()
     disturb(ours)
     disturb(peer)
     copy_weights(ours, peer)
@@ -175,6 +175,45 @@ def test_tells_how_long_keyword_spotters_take(
     assert told["bc_resnet1"][1].strip() == "9.23 k"
     times = [float(cells[3]) for cells in told.values()]
     assert times == sorted(times) and times[0] > 0
+
+
+@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
+def test_tells_how_long_recognisers_compute(
+    bf16: bool,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_speed_recognition, "has_bfloat16", lambda device: bf16)
+    monkeypatch.setattr(_speed_recognition, "NETS", ("mel_resnet_ctc18", "quartznet5x5"))
+    monkeypatch.setattr(_speed_recognition, "SECONDS", 2)
+    out = tmp_path / "speed.json"
+    time_speed("--only", "recognition", "--rounds", 2, "--output", out)
+    header, _, *rows = capsys.readouterr().out.split("\n\n")[0].splitlines()
+    assert header.count("ours") == header.count("by hand") == header.count("ratio") == 2
+    timings = json.loads(out.read_text(encoding="utf-8"))["timings"]
+    for row, timing, name in zip(rows, timings, _speed_recognition.NETS, strict=True):
+        told, parameters, _, *figures = (cell.strip() for cell in row.strip("| ").split("|"))
+        net = _speed_recognition.recogniser(name)
+        assert told == name and parameters == f"{rb.count_parameters(net) / 1e6:.3g} M"
+        assert figures[3:] == ["-"] * 3 or bf16
+        ours, theirs, ratio = map(float, figures[:3])
+        seconds = timing["seconds"]
+        assert set(seconds) == {"ours", "theirs"} | {
+            f"{side}, bf16" for side in ("ours", "theirs") if bf16
+        }
+        assert ours == pytest.approx(sum(seconds["ours"]) / 4, abs=6e-5)
+        assert theirs > 0 and ratio == pytest.approx(sum(timing["ratios"]["theirs"]) / 2, abs=6e-3)
+
+
+def test_a_recogniser_that_computes_something_else_is_not_timed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    broken = RECOGNISERS["mel_resnet_ctc18"]
+    monkeypatch.setattr(_speed_recognition, "NETS", ("mel_resnet_ctc18",))
+    monkeypatch.setitem(RECOGNISERS, "mel_resnet_ctc18", lambda: nn.Sequential(broken(), nn.Tanh()))
+    with pytest.raises(RuntimeError, match="mel_resnet_ctc18 and of its peer differ by"):
+        time_speed("--only", "recognition")
 
 
 def test_classifiers_of_texts_have_the_published_sizes() -> None:
