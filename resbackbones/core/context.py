@@ -43,7 +43,8 @@ class Context:
 
     @classmethod
     def of(cls, x: Tensor, lengths: Tensor | Sequence[int] | None) -> "Context":
-        """Check `lengths` against a batch `(B, C, *space)` and make its context.
+        """Check `lengths` against a batch `(B, C, *space)` and make its context. A batch without
+        padding is told where that costs no synchronisation, and computed without masks.
 
         Raises:
             InputError: not one whole number per item, or (where it costs no synchronisation) one
@@ -67,12 +68,15 @@ class Context:
             )
         size = x.shape[-1]
         # A graph that is being captured cannot look at values.
-        seen = lengths.device.type == "cpu" and not torch.compiler.is_compiling()
-        if seen and lengths.numel() and not 0 <= lengths.min() <= lengths.max() <= size:
-            raise InputError(
-                f"lengths run from {int(lengths.min())} to {int(lengths.max())}, but the last axis "
-                f"has {size} positions; give each item's own length before padding"
-            )
+        if lengths.numel() and lengths.device.type == "cpu" and not torch.compiler.is_compiling():
+            shortest, longest = int(lengths.min()), int(lengths.max())
+            if not 0 <= shortest <= longest <= size:
+                raise InputError(
+                    f"lengths run from {shortest} to {longest}, but the last axis has {size} "
+                    "positions; give each item's own length before padding"
+                )
+            if shortest == size:
+                return WHOLE
         return cls(lengths.to(x.device, torch.int64))
 
     def strided(self, stride: int) -> "Context":
