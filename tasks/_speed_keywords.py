@@ -21,6 +21,7 @@ NETS = (
 DEFAULT = str(spot_keywords.Config(data="").spec)
 WORDS = 12
 SECONDS = 1
+FOLDED = " folded"
 
 Seconds = Mapping[str, Sequence[float]]
 
@@ -42,6 +43,7 @@ def features(model: ResidualForAudioClassification) -> dict[str, Any]:
 def turns(device: str) -> Iterator[tuple[tuple[int, ...], int, dict[str, Callable[[], object]]]]:
     """The multiply-adds of a round, and one answer of each, from features to logits."""
     nets: dict[str, Any] = spotters()
+    nets |= {name + FOLDED: rb.deploy.fold(net) for name, net in nets.items()}
     work = sum(rb.count_macs(net, features(net)) for net in nets.values())
 
     def answer(net: Any, heard: Mapping[str, Any]) -> object:
@@ -73,10 +75,12 @@ def table(timings: Sequence[tuple[tuple[int, ...], Seconds, Seconds]], close: st
             report.format_count(rb.count_parameters(nets[name])),
             report.format_count(rb.count_macs(nets[name], features(nets[name]))),
             f"{1000 * took[name]:.2f}",
+            f"{1000 * took[name + FOLDED]:.2f}",
         ]
-        for name in sorted(took, key=took.__getitem__)
+        for name in sorted(nets, key=took.__getitem__)
     ]
     return [
-        report.markdown_table(["net", "parameters", "MACs", "ms"], rows, left=1),
-        f"The time of an answer to a second of sound, from features to logits; fp32, {close}",
+        report.markdown_table(["net", "parameters", "MACs", "ms", "ms, folded"], rows, left=1),
+        "The time of an answer to a second of sound, from features to logits, of the net and of "
+        f"what rb.deploy.fold makes of it; fp32, {close}",
     ]
