@@ -43,8 +43,7 @@ class Context:
 
     @classmethod
     def of(cls, x: Tensor, lengths: Tensor | Sequence[int] | None) -> "Context":
-        """Check `lengths` against a batch `(B, C, *space)` and make its context. A batch without
-        padding is told where that costs no synchronisation, and computed without masks.
+        """Check `lengths` against a batch `(B, C, *space)` and make its context.
 
         Raises:
             InputError: not one whole number per item, or (where it costs no synchronisation) one
@@ -68,15 +67,12 @@ class Context:
             )
         size = x.shape[-1]
         # A graph that is being captured cannot look at values.
-        if lengths.numel() and lengths.device.type == "cpu" and not torch.compiler.is_compiling():
-            shortest, longest = int(lengths.min()), int(lengths.max())
-            if not 0 <= shortest <= longest <= size:
-                raise InputError(
-                    f"lengths run from {shortest} to {longest}, but the last axis has {size} "
-                    "positions; give each item's own length before padding"
-                )
-            if shortest == size:
-                return WHOLE
+        seen = lengths.device.type == "cpu" and not torch.compiler.is_compiling()
+        if seen and lengths.numel() and not 0 <= lengths.min() <= lengths.max() <= size:
+            raise InputError(
+                f"lengths run from {int(lengths.min())} to {int(lengths.max())}, but the last axis "
+                f"has {size} positions; give each item's own length before padding"
+            )
         return cls(lengths.to(x.device, torch.int64))
 
     def strided(self, stride: int) -> "Context":
@@ -155,6 +151,20 @@ def strided_lengths(lengths: Tensor, stride: int) -> Tensor:
     tensor([0, 2, 3])
     """
     return torch.div(lengths + stride - 1, stride, rounding_mode="floor")
+
+
+def lengths_of(mask: Tensor | None) -> Tensor | None:
+    """Real positions of each item by its mask `(B, W)`, 1 where one is real, as int64 `(B,)`; None
+    where nothing is padding, as far as looking costs no synchronisation: without masks a spotter of
+    keywords trains 1.6 times as fast.
+
+    >>> lengths_of(torch.tensor([[1, 1], [1, 0]])), lengths_of(torch.ones(2, 2))
+    (tensor([2, 1]), None)
+    """
+    if mask is None:
+        return None
+    seen = mask.device.type == "cpu" and not torch.compiler.is_compiling()
+    return None if seen and bool(mask.all()) else mask.sum(-1)
 
 
 def valid_mask(lengths: Tensor, size: int) -> Tensor:
