@@ -3,6 +3,7 @@
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +24,9 @@ DEFAULT = str(spot_keywords.Config(data="").spec)
 WORDS = 12
 SECONDS = 1
 FOLDED = " folded"
+
+TRAINED = "5 minutes"  # how the name of the data ends where every net learned for so long
+RECORDS = Path("results")
 
 Seconds = Mapping[str, Sequence[float]]
 
@@ -63,6 +67,15 @@ def turns(device: str) -> Iterator[tuple[tuple[int, ...], int, dict[str, Callabl
     )
 
 
+def accuracies() -> dict[str, str]:
+    """What nets reached that were trained for five minutes each, where there are records of it."""
+    return {
+        record.arm: report.format_metric(record.metric, record.mean)
+        for record in (report.load_records(RECORDS) if RECORDS.is_dir() else [])
+        if record.task == spot_keywords.TASK.name and record.dataset.endswith(TRAINED)
+    }
+
+
 def table(timings: Sequence[tuple[tuple[int, ...], Seconds, Seconds]], close: str) -> list[str]:
     """What was measured, the quickest first; nothing where nothing was."""
     if not timings:
@@ -70,18 +83,22 @@ def table(timings: Sequence[tuple[tuple[int, ...], Seconds, Seconds]], close: st
     ((_, seconds, _),) = timings
     took = {name: statistics.median(times) for name, times in seconds.items()}
     nets: dict[str, Any] = spotters()
+    reached = accuracies()
     rows = [
         [
             f"{DEFAULT} (default)" if name == "ours" else name,
             report.format_count(rb.count_parameters(nets[name])),
             report.format_count(rb.count_macs(nets[name], features(nets[name]))),
+            reached.get(DEFAULT if name == "ours" else name, "-"),
             f"{1000 * took[name]:.2f}",
             f"{1000 * took[name + FOLDED]:.2f}",
         ]
         for name in sorted(nets, key=took.__getitem__)
     ]
+    header = ["net", "parameters", "MACs", "accuracy", "ms", "ms, folded"]
     return [
-        report.markdown_table(["net", "parameters", "MACs", "ms", "ms, folded"], rows, left=1),
+        report.markdown_table(header, rows, left=1),
         "The time of an answer to a second of sound, from features to logits, of the net and of "
-        f"what rb.deploy.fold makes of it; fp32, {close}",
+        f"what rb.deploy.fold makes of it; fp32, {close} Accuracies are of the records of "
+        "trainings of five minutes.",
     ]
