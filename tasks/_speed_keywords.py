@@ -15,10 +15,11 @@ from tasks.speech import spot_keywords
 
 NETS = (
     *("tc_resnet8", "tc_resnet8_1_5", "tc_resnet8_2"),
-    *("tc_resnet14", "tc_resnet14_1_5", "tc_resnet14_3"),
+    *("tc_resnet14", "tc_resnet14_1_5"),
     *("matchboxnet_3x1", "matchboxnet_3x2", "matchboxnet_6x2"),
     *("bc_resnet1", "bc_resnet1_5", "bc_resnet2", "bc_resnet3", "bc_resnet6", "bc_resnet8"),
-    *("res8_narrow", "res8", "res15_narrow", "res15", "mel_resnet14"),
+    *("res8_narrow", "res8", "res15_narrow", "res15"),
+    *("mel_resnet14", "mel_resnet14_wide"),
 )
 DEFAULT = str(spot_keywords.Config(data="").spec)
 WORDS = 12

@@ -17,9 +17,9 @@ words were said. Without recordings, a wake word is learned from speech synthesi
 
 WAV, FLAC, OGG and MP3 of any sampling rate and length are read; a recording far longer than the
 others is cut, and named. Without a validation split, 10 % of the training rows are held out for it,
-by speaker where speakers are named; the test split is read once, at the end. tc_resnet8_2,
-tc_resnet14_3 and matchboxnet_3x1 take the features of a frame as channels; mel_resnet14 and
-bc_resnet2 see a spectrogram as a picture, which takes more arithmetic.
+by speaker where speakers are named; the test split is read once, at the end. tc_resnet8_2
+and matchboxnet_3x1 take the features of a frame as channels; mel_resnet14_wide and bc_resnet2 see a
+spectrogram as a picture, which takes more arithmetic.
 """
 
 from collections.abc import Sequence
@@ -134,7 +134,7 @@ recognise = transformers.pipeline("audio-classification", model="{model}")
 samples, rate = soundfile.read("clip.wav", dtype="float32", always_2d=True)
 print(recognise({{"array": samples.mean(1), "sampling_rate": rate}}, top_k=3))
 """
-GPU = {"spec": "tc_resnet14_3", "epochs": 200, "batch_size": 256, "budget": 80_000}
+GPU = {"spec": "mel_resnet14_wide", "batch_size": 256, "budget": 80_000}
 TASK = Task(
     *("spot_keywords", "audio", Config, experiment, items, (Model,), readable, USE, GPU),
     predicted=asked,

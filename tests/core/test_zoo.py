@@ -140,8 +140,8 @@ COUNTS = {
     "tc_resnet14_1_5": (12, False, 303_000),
     # A convolution of 3 frames with its norm, then stages of 9.
     "tc_resnet8_2": (0, False, 3 * 40 * 32 + tc_stages(1, 32, 48, 64, 96) + 2 * 32),
-    "tc_resnet14_3": (0, False, 3 * 40 * 48 + tc_stages(2, 48, 72, 96, 144) + 2 * 48),
     "mel_resnet14": (12, True, 701_952 + 12 * 129),
+    "mel_resnet14_wide": (12, True, 1_576_700 + 12 * 193),
     "bc_resnet1": (12, True, 9_232),
     "bc_resnet1_5": (12, True, 17_154),
     "bc_resnet2": (12, True, 27_284),
