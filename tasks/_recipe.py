@@ -111,6 +111,7 @@ class Task:
             None where `predicted` tells it.
         predicted: what else is made of a configuration, a model and the inputs that it answered.
         remarks: what else there is to say of a metric, in sentences.
+        prepare: sets a saved model up as a configuration asks.
         by_model: whether more than a model's processor tells how its items are made.
         higher_is_better: of the figure that is recorded.
     """
@@ -129,6 +130,7 @@ class Task:
     answer: Callable[[Any], Callable[[Any], Mapping[str, str]]] | None = name_classes
     predicted: Callable[[Any, Any, Sequence[Any]], None] | None = None
     remarks: Callable[[Any], Iterable[str]] = lambda metric: ()
+    prepare: Callable[[Any, Any], None] | None = None
     by_model: bool = False
     higher_is_better: bool = True
 
@@ -337,12 +339,21 @@ def conclude(
             held_out=splits.held_out,
             skipped=len(made.skipped),
             sample=runs[0].sample,
+            figures=further(task, runs),
         )
         print(f"recorded {report.save_record(made_record)}")
     print(f"\nModels, logs and curves are in {folder}; results.json has every figure. Use one:\n")
     place = folder / f"seed-{config.seeds[0]}" / "model"
     use = task.use.format(model=place, name=type(model).__name__)
     print(textwrap.indent(use.strip(), "    "))
+
+
+def further(task: Task, runs: Sequence[Run]) -> dict[str, list[float]]:
+    """What each seed came to in the other figures, but for those that are no finite number."""
+    each = [run.metrics for run in runs]
+    known = [name for name in task.figures if name in each[0] and name != task.figure(each[0])]
+    found = {name: [metrics[name] for metrics in each] for name in known}
+    return {name: values for name, values in found.items() if all(map(math.isfinite, values))}
 
 
 def protocol(made: Experiment) -> str:

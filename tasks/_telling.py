@@ -17,6 +17,12 @@ from resbackbones.train import Result
 SHOWN = {"map": "mAP", "ap": "AP", "ap50": "AP50", "ap75": "AP75"}
 SHOWN |= {f"mask_{name}": f"mask {shown}" for name, shown in SHOWN.items()}
 SHOWN |= {"cer": "CER", "wer": "WER", "eer": "EER", "eer_as_norm": "EER, AS-norm"}
+SEARCHES = {"greedy": "greedy", "beam": "beam", "beam_lm": "beam + n-grams"}
+SHOWN |= {
+    f"{rate}_{name}": f"{rate.upper()}, {search}"
+    for name, search in SEARCHES.items()
+    for rate in ("cer", "wer")
+}
 SHOWN |= {"min_dcf_0.01": "minDCF 0.01", "min_dcf_0.05": "minDCF 0.05"}
 
 

@@ -37,8 +37,8 @@ def begin(task: Task, config: Recipe) -> None:
         train(task, config)
 
 
-def load(task: Task, saved: Path) -> Any:
-    """A saved model of this recipe.
+def load(task: Task, config: Recipe, saved: Path) -> Any:
+    """A saved model of this recipe, set up as the configuration asks.
 
     Raises:
         InputError: there is none, or it is another recipe's.
@@ -51,13 +51,16 @@ def load(task: Task, saved: Path) -> Any:
     ]
     if text and not fitting:
         raise InputError(f"{saved} is no model of {task.name}; use the recipe that trained it")
-    return (fitting or task.models)[0].from_pretrained(saved)
+    model = (fitting or task.models)[0].from_pretrained(saved)
+    if task.prepare is not None:
+        task.prepare(config, model)
+    return model
 
 
 def measure(task: Task, config: Recipe, saved: Path) -> None:
     """Evaluate a saved model on the data."""
     world = World.join(config.device)
-    model = load(task, saved).to(world.device)
+    model = load(task, config, saved).to(world.device)
     source = config.open_alone(task.kind, task.target(model))
     items = task.items(config, source, model if task.by_model else model.processor)
     metric = model.metric()
@@ -77,7 +80,7 @@ def measure(task: Task, config: Recipe, saved: Path) -> None:
 def predict(task: Task, config: Recipe) -> None:
     """Have a saved model answer files."""
     saved, *files = config.predict
-    model = load(task, saved).to(World.join(config.device).device).eval()
+    model = load(task, config, saved).to(World.join(config.device).device).eval()
     answer = task.answer and task.answer(model)
     rows: list[Mapping[str, str]] = []
     inputs, skipped = [], []

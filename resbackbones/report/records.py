@@ -50,6 +50,7 @@ class Record:
         published: the best published figure, `{"name", "value", "source"}`; with "on" where it was
             measured on something else than this very split, which "on" names. None: not looked up.
         sample: what the first seed's model wrote, where it writes.
+        figures: what else was measured, by name, a value per seed.
     """
 
     task: str
@@ -75,6 +76,7 @@ class Record:
     skipped: int = 0
     published: dict[str, Any] | None = None
     sample: str = ""
+    figures: dict[str, list[float]] | None = None
 
 
 def result_record(
@@ -96,6 +98,7 @@ def result_record(
     skipped: int = 0,
     published: Mapping[str, Any] | None = None,
     sample: str = "",
+    figures: Mapping[str, Sequence[float]] | None = None,
 ) -> Record:
     """Fill in what a record can find out by itself: mean, sd, hardware, versions, commit, command.
 
@@ -142,6 +145,7 @@ def result_record(
         skipped=skipped,
         published=None if published is None else dict(published),
         sample=sample,
+        figures=None if figures is None else {name: [*each] for name, each in figures.items()},
     )
 
 

@@ -8,7 +8,8 @@ PERCENT = (
     *("micro_f1", "map", "ap", "ap50", "ap75", "iou", "mean_iou", "dice", "mean_dice"),
     *("mean_average_precision", "average_precision"),
     *("mask_map", "mask_ap", "mask_ap50", "mask_ap75", "eer", "eer_as_norm"),
-    *("cer", "wer", "empty"),
+    *("cer", "wer", "empty", "cer_greedy", "wer_greedy", "cer_beam", "wer_beam"),
+    *("cer_beam_lm", "wer_beam_lm"),
 )
 
 

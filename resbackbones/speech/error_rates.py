@@ -37,6 +37,7 @@ class ErrorRates:
     Args:
         read: from a batch and what the model made of it to the pairs (said, written).
         weight: what a batch's loss is a mean over.
+        beside: the same of other ways to read: "beam" adds `cer_beam` and `wer_beam`.
 
     Attributes:
         characters, words: how often each was written so: a Counter of pairs (said, written), None
@@ -55,8 +56,10 @@ class ErrorRates:
         self,
         read: Callable[[Any, Mapping[str, Any]], Sequence[tuple[str, str]]] | None = None,
         weight: Callable[[Mapping[str, Any]], Tensor | int] | None = None,
+        beside: Mapping[str, Self] | None = None,
     ) -> None:
         self.read = read
+        self.beside = dict(beside or {})
         self.loss = None if weight is None else Mean(weight=weight)
         self.characters: Counter[tuple[str | None, str | None]] = Counter()
         self.words: Counter[tuple[str | None, str | None]] = Counter()
@@ -74,6 +77,8 @@ class ErrorRates:
         self.count(self.read(output, batch))
         if self.loss is not None and output.loss is not None:
             self.loss.update(output, batch)
+        for other in self.beside.values():
+            other.update(output, batch)
 
     def count(self, pairs: Sequence[tuple[str, str]]) -> None:
         """Count pairs of what was said and what is written, both normalised."""
@@ -94,6 +99,12 @@ class ErrorRates:
         self.empty += other.empty
         if self.loss is not None and other.loss is not None:
             self.loss.merge(other.loss)
+        for name, counted in other.beside.items():
+            self.beside[name].merge(counted)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What goes to another process: counts, and no language model to read by."""
+        return {**self.__dict__, "read": None}
 
     def kinds(self, of: str = "characters") -> dict[str, int]:
         """How many of "characters" or "words" are hits, substitutions, deletions, insertions."""
@@ -127,5 +138,8 @@ class ErrorRates:
             said = hits + wrong[0] + wrong[1]
             figures[name] = sum(wrong) / said if said else math.nan
         figures["empty"] = self.empty / self.spoken if self.spoken else math.nan
+        for name, other in self.beside.items():
+            found = other.compute()
+            figures |= {f"{figure}_{name}": found[figure] for figure in ("cer", "wer")}
         counted = self.loss is not None and bool(self.loss.sums["weight"])
         return figures | self.loss.compute() if counted and self.loss is not None else figures

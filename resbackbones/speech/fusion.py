@@ -65,7 +65,7 @@ class TokenFusion:
             raise InputError(
                 f"none of the model's {len(known)} tokens, such as {vocabulary[-1]!r}, is known to "
                 f"the language model, which tells {_some(lm)}; give one of these tokens, or one of "
-                "words with lm_unit='word'"
+                "words with lm_unit='word' (--lm-unit word)"
             )
         numbers = [known[token] for token in vocabulary[1:]]
         self.words = torch.tensor([lm.unknown, *(lm.unknown if n is None else n for n in numbers)])
@@ -137,7 +137,8 @@ class WordFusion:
                     raise InputError(
                         f"no word of the language model, which tells {_some(lm)}, can be written "
                         f"with the model's tokens, such as {vocabulary[-1]!r}; give one of the "
-                        "same language and case, or one of tokens with lm_unit='token'"
+                        "same language and case, or one of tokens with lm_unit='token' (--lm-unit "
+                        "token)"
                     )
                 words = list(dict.fromkeys(words + spelled))
         trie, ends = Trie.of([[symbols[c] for c in word] for word in words], max(1, len(symbols)))

@@ -43,6 +43,8 @@ class ResidualCTCConfig(ResidualSpeechConfig):
         vocab_size: symbols, the blank among them.
         inputs_to_logits_ratio: samples of a waveform per frame of the logits, as transformers'
             pipeline asks for it.
+        search: what a `BeamSearch` with the language model that was chosen for it is best given:
+            `lm_unit`, `lm_weight` and `length_bonus`; None where nobody chose one.
     """
 
     model_type = "residual_ctc"
@@ -50,6 +52,7 @@ class ResidualCTCConfig(ResidualSpeechConfig):
     vocab_size: int = 1
     pad_token_id: int | None = 0  # the blank
     inputs_to_logits_ratio: int = 1
+    search: dict[str, Any] | None = None
 
 
 class FrameClassifier(nn.Module):
@@ -83,6 +86,9 @@ class ResidualForCTC(ResidualPreTrainedModel):
             loss (CR-CTC, Yao et al. 2024; 0.2 there), 0 for none. A batch's second half then is
             another view of its first, as `TranscriptItems(views=2)` makes it. Part of the training,
             not of the model: not saved, and without effect in evaluation.
+        search: how texts are found in logits: by the likeliest symbol of every frame, or a
+            `decode.BeamSearch(model.symbols, …)`; of its use, not of the model: not saved.
+        beside: other searches, by name, whose errors `metric()` counts too.
 
     >>> model = ResidualForCTC.build("mel_resnet_ctc18", vocabulary=list("abc "))
     >>> batch = model.processor([torch.zeros(16000), torch.zeros(9000)], return_tensors="pt")
@@ -102,6 +108,8 @@ class ResidualForCTC(ResidualPreTrainedModel):
     def __init__(self, config: ResidualCTCConfig) -> None:
         super().__init__(config)
         self.progress = 1.0
+        self.search: Search = greedy
+        self.beside: dict[str, Search] = {}
         self._seen, self._was_half = 0, True  # batches of the first half of a training
         _check_rank(config.backbone_spec)
         self.backbone = Backbone(config.backbone_spec)
@@ -240,8 +248,11 @@ class ResidualForCTC(ResidualPreTrainedModel):
         return _symbols_and_ends(batch)
 
     def metric(self) -> ErrorRates:
-        """What this model is evaluated by: errors of characters and words."""
-        return ErrorRates(partial(_said_and_written, self._tokenizer()), _symbols_and_ends)
+        """What this model is evaluated by: errors of characters and words in what `search` finds,
+        and in what those `beside` it do."""
+        read = partial(_said_and_written, self._tokenizer())
+        others = {name: ErrorRates(partial(read, search)) for name, search in self.beside.items()}
+        return ErrorRates(partial(read, self.search), _symbols_and_ends, others)
 
     def output_lengths(self, lengths: Tensor | Sequence[int]) -> Tensor:
         """Frames of the logits of items of so many frames, int64 `(B,)`."""
@@ -252,7 +263,7 @@ class ResidualForCTC(ResidualPreTrainedModel):
         clips: Any,
         sampling_rate: int | None = None,
         frames: int = FRAMES,
-        search: Search = greedy,
+        search: Search | None = None,
     ) -> list[str]:
         """The texts of clips of any lengths, each heard whole.
 
@@ -260,8 +271,7 @@ class ResidualForCTC(ResidualPreTrainedModel):
             clips: one or several, as the feature extractor takes them.
             sampling_rate: of the clips; another than the processor's is refused.
             frames: computed at a time at most, padding included; a longer clip is alone.
-            search: how texts are found in logits: by the likeliest symbol of every frame, or
-                `decode.BeamSearch(model.symbols, …)`.
+            search: how texts are found in logits, instead of the model's own way.
 
         Raises:
             InputError: no processor, or what it refuses.
@@ -276,7 +286,7 @@ class ResidualForCTC(ResidualPreTrainedModel):
             for rows in InOrder(len(waveforms), len(waveforms), lengths, frames)():
                 heard = [waveforms[row] for row in rows]
                 batch = hear(heard, sampling_rate, return_tensors="pt", device=self.device)
-                found = _texts(tokenizer, self(**batch).logits, search)
+                found = _texts(tokenizer, self(**batch).logits, search or self.search)
                 for row, text in zip(rows, found, strict=True):
                     texts[row] = text
         return texts
@@ -323,17 +333,17 @@ def _symbols_and_ends(batch: Mapping[str, Any]) -> Tensor:
     return (labels != IGNORED).sum() + len(labels)
 
 
-def _texts(tokenizer: CTCTokenizer, logits: Tensor, search: Search = greedy) -> list[str]:
+def _texts(tokenizer: CTCTokenizer, logits: Tensor, search: Search) -> list[str]:
     """What a search finds in logits, which are the blank's where a recording has ended."""
     lengths, symbols = torch.full((len(logits),), logits.shape[1]), tokenizer.symbols
     return [found.text(symbols) for found in search(logits, lengths)]
 
 
 def _said_and_written(
-    tokenizer: CTCTokenizer, output: Any, batch: Mapping[str, Any]
+    tokenizer: CTCTokenizer, search: Search, output: Any, batch: Mapping[str, Any]
 ) -> list[tuple[str, str]]:
-    """What was said, by `references` where there are some, else by the labels; and what the model
-    writes."""
+    """What was said, by `references` where there are some, else by the labels; and what a search
+    finds."""
     labels = batch["labels"]
     if (references := batch.get("references")) is not None:
         said = ["".join(chr(c) for c in row if c != NO_CHARACTER) for row in references.tolist()]
@@ -341,4 +351,4 @@ def _said_and_written(
         # A blank behind every symbol keeps two of a kind apart.
         rows = [[each for n in row if n != IGNORED for each in (n, 0)] for row in labels.tolist()]
         said = [tokenizer.written(row) for row in rows]
-    return list(zip(said, _texts(tokenizer, output.logits), strict=True))
+    return list(zip(said, _texts(tokenizer, output.logits, search), strict=True))

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 from datasets import Dataset, Features, Value
+from tqdm import tqdm
 
 from tasks._made import made_once
 from tasks.speech._voices import ACCENTS, RATE, Utterance, speak, split_voices
@@ -20,6 +21,9 @@ NAME = "synthesised sentences"
 CACHE = Path("runs/spoken")
 SENTENCES = {"train": 2000, "validation": 150, "test": 300}
 LENGTHS = (3, 6)  # words of a sentence, fewest and most
+# As people speak: espeak-ng takes short words faster than it says, and a recogniser needs a frame
+# for every letter.
+SPEEDS = (100, 160)
 
 
 def folder(seed: int = 0) -> Path:
@@ -33,6 +37,7 @@ def folder(seed: int = 0) -> Path:
     where = CACHE / f"sentences-{hashlib.sha256(f'{seed}'.encode() + code).hexdigest()[:8]}"
 
     def splits() -> Iterator[tuple[str, Dataset]]:
+        print(f"synthesising {sum(SENTENCES.values()):,} sentences, this once ...", flush=True)
         for split, said in utterances(seed).items():
             yield split, spoken(split, said, seed)
 
@@ -52,7 +57,7 @@ def utterances(seed: int = 0) -> dict[str, list[Utterance]]:
                 continue
             used.add(text)
             voice = f"{ACCENTS[random.integers(len(ACCENTS))]}+{random.choice(voices)}"
-            manner = (int(random.integers(*r)) for r in ((130, 200), (25, 76), (20, 90)))
+            manner = (int(random.integers(*r)) for r in (SPEEDS, (25, 76), (20, 90)))
             found[split].append(Utterance(voice, text, *manner))
     return found
 
@@ -60,7 +65,8 @@ def utterances(seed: int = 0) -> dict[str, list[Utterance]]:
 def spoken(split: str, said: list[Utterance], seed: int) -> Dataset:
     """Recordings of utterances."""
     rows = []
-    for number, (each, samples) in enumerate(zip(said, speak(said, seed), strict=True)):
+    heard = tqdm(speak(said, seed), split, total=len(said), leave=False, disable=None)
+    for number, (each, samples) in enumerate(zip(said, heard, strict=True)):
         buffer = io.BytesIO()
         soundfile.write(buffer, samples.numpy(), RATE, format="FLAC", subtype="PCM_16")
         audio = {"bytes": buffer.getvalue(), "path": f"{split}-{number}.flac"}

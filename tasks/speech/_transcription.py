@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from resbackbones.data import Source
 from resbackbones.errors import InputError
 from resbackbones.speech import (
     Augment,
@@ -15,10 +16,12 @@ from resbackbones.speech import (
     ErrorRates,
     ResidualCTCProcessor,
     ResidualForCTC,
+    TranscriptItems,
     decode_audio,
     learn_vocabulary,
 )
 from resbackbones.speech.recordings import FULL_SCALE
+from resbackbones.speech.vocabulary import TEXTS
 from resbackbones.weights import load_weights
 from tasks.speech._baseline import by_segments, of_mfcc
 
@@ -38,6 +41,12 @@ def vocabulary(config: Any, texts: Sequence[str]) -> tuple[CTCTokenizer, str]:
     if saved is not None and _kind(saved) == _kind(learned) and not saved.unknown(texts):
         return saved, "of the saved model"
     return learned, "of the training texts"
+
+
+def found(config: Any, items: TranscriptItems, origin: str) -> str:
+    """What there is to learn from, and what texts are written with."""
+    symbols = len(items.tokenizer) - 1
+    return f"{items.found()}. {symbols:,} symbols {origin}; a text is {TEXTS[config.text]}."
 
 
 def saved_vocabulary(weights: Path | None) -> CTCTokenizer | None:
@@ -95,6 +104,12 @@ def remarks(metric: ErrorRates) -> Iterator[str]:
         )
     elif confused := "; ".join(metric.confused()):
         yield f"most frequent errors: {confused}"
+
+
+def items(config: Any, source: Source, model: ResidualForCTC) -> TranscriptItems:
+    """What a saved model is measured on."""
+    how: dict[str, Any] = {"on_bad": config.on_bad, "device": config.where}
+    return TranscriptItems(source, model, evaluation=True, **how)
 
 
 def read(path: Path, processor: ResidualCTCProcessor) -> list[Any]:

@@ -4,9 +4,10 @@ r"""Train a residual recogniser that writes down what is said.
 
 Data are recordings with a column of transcripts, in any script and language; symbols are their
 characters, or pieces of words (--symbols bpe). The net gives each frame a symbol or none, and is
-trained by CTC; a text is read off it frame by frame. Without --data it learns sentences of common
-English words that espeak-ng speaks (GPL; the extra `wakeword`): their voices are not people, and
-none of them, and no sentence, is in two splits.
+trained by CTC; a text is read off it frame by frame, or is the likeliest that a beam search finds,
+which n-grams of the training texts may help (--search beam): errors of all three are told. Without
+--data it learns sentences of common English words that espeak-ng speaks (GPL; the extra
+`wakeword`): their voices are not people, and none of them, and no sentence, is in two splits.
 
 What is measured is the character error rate: substitutions, deletions and insertions of all
 recordings over the characters that were said, spaces among them; and the same of words. Both texts
@@ -20,7 +21,7 @@ from functools import partial
 from typing import Any
 
 from resbackbones.core.zoo import resolve
-from resbackbones.data import Source, Transcripts
+from resbackbones.data import Transcripts
 from resbackbones.speech import (
     ResidualCTCProcessor,
     ResidualFeatureExtractor,
@@ -28,17 +29,18 @@ from resbackbones.speech import (
     read_clips,
 )
 from resbackbones.speech import ResidualForCTC as Model
-from resbackbones.speech.vocabulary import TEXTS, Symbols, Text
+from resbackbones.speech.vocabulary import Symbols, Text
 from resbackbones.train.options import Keep, Kind, Schedule
-from tasks._fields import Recipe, Spec
+from tasks._fields import Spec
 from tasks._recipe import Experiment, Task
 from tasks._using import run
 from tasks.speech import _sentences as sentences
 from tasks.speech import _transcription as texts
+from tasks.speech._searching import FIGURES, Searches, Searching, prepare
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(Recipe):
+class Config(Searching):
     spec: Spec = "mel_resnet_ctc18"
     """A net in resbackbones.SPECS, of one dimension, as quartznet5x5 or citrinet256."""
     symbols: Symbols = "character"
@@ -80,10 +82,11 @@ class Config(Recipe):
 def experiment(config: Config) -> Experiment:
     spec = resolve(config.spec, skip=config.skip, dropout=config.dropout)
     if config.data == sentences.NAME:
-        print("synthesising sentences ...", flush=True)
         config = replace(config, data=str(sentences.folder()))
     splits = config.open("audio", Transcripts())
-    tokenizer, origin = texts.vocabulary(config, splits.train.targets())
+    said = splits.train.targets()
+    tokenizer, origin = texts.vocabulary(config, said)
+    searches = Searches.to_train(config, tokenizer, said)
     hear = ResidualFeatureExtractor(
         feature_size=spec.in_channels, sampling_rate=config.sampling_rate
     )
@@ -108,22 +111,19 @@ def experiment(config: Config) -> Experiment:
         views=2 if config.consistency else 1,
         budget=config.budget,
     )
+    chooses = made(validation, evaluation=True)
     return Experiment(
         splits,
         learned,
-        made(validation, evaluation=True),
+        chooses,
         made(test, evaluation=True),
         build,
         partial(texts.baseline, tokenizer, train, test),
-        f"{learned.found()}. {len(tokenizer) - 1:,} symbols {origin}; a text is "
-        f"{TEXTS[config.text]}.",
+        texts.found(config, learned, origin),
+        finish=partial(searches.finish, None if splits.test is None else chooses),
         load=texts.load,
+        calibrate=searches.keep,
     )
-
-
-def items(config: Config, source: Source, model: Model) -> TranscriptItems:
-    how: dict[str, Any] = {"on_bad": config.on_bad, "device": config.where}
-    return TranscriptItems(source, model, evaluation=True, **how)
 
 
 USE = """
@@ -136,11 +136,12 @@ print(write({{"array": samples.mean(1), "sampling_rate": rate}}, return_timestam
 """
 GPU = {"epochs": 100, "batch_size": 256, "budget": 120_000, "spec": "citrinet256", "symbols": "bpe"}
 TASK = Task(
-    *("transcribe", "audio", Config, experiment, items, (Model,), texts.read, USE, GPU),
-    figures=("cer", "wer", "empty", "loss"),
+    *("transcribe", "audio", Config, experiment, texts.items, (Model,), texts.read, USE, GPU),
+    figures=("cer", "wer", *FIGURES, "empty", "loss"),
     target=lambda model: Transcripts(),
     answer=lambda model: lambda sound: {"transcript": model.transcribe(sound)[0]},
     remarks=texts.remarks,
+    prepare=prepare,
     by_model=True,
     higher_is_better=False,
 )

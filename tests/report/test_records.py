@@ -35,7 +35,7 @@ def test_a_record_has_the_agreed_fields_in_order() -> None:
     names = (
         "task dataset protocol split arm metric higher_is_better seeds values mean sd baseline "
         "parameters macs seconds hardware versions commit command held_out skipped published "
-        "sample"
+        "sample figures"
     )
     assert [entry.name for entry in dataclasses.fields(report.Record)] == names.split()
 
@@ -107,7 +107,7 @@ def test_records_go_to_disk_and_back(tmp_path: Path) -> None:
 def test_a_record_from_before_a_field_was_added_still_loads(tmp_path: Path) -> None:
     path = report.save_record(record(), tmp_path)
     content = json.loads(path.read_text())
-    for later in ("held_out", "skipped", "published", "sample"):
+    for later in ("held_out", "skipped", "published", "sample", "figures"):
         del content[later]
     path.write_text(json.dumps(content))
     assert report.load_record(path) == record()

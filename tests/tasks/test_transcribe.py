@@ -56,7 +56,9 @@ def test_trains_saves_records_and_writes(
     captured = capsys.readouterr()
     printed = " ".join(captured.out.split())
     assert "12 recordings of " in printed and "6 symbols of the training texts; a text" in printed
-    assert "| CER | WER | empty | loss |" in printed and "recording most alike" in printed
+    beams = "CER, beam | WER, beam | CER, beam + n-grams | WER, beam + n-grams"
+    assert f"| CER | WER | {beams} | empty | loss |" in printed
+    assert "recording most alike" in printed
     assert "of the positions in batches are padding" in captured.err
     (record,) = load_records(tmp_path / "results")
     assert (record.task, record.metric, record.split) == ("transcribe", "cer", "test")
