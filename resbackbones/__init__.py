@@ -1,9 +1,10 @@
 """resbackbones: one residual law for vision, speech and text.
 
 `import resbackbones as rb` costs what the core costs; the rest loads on first use: `rb.data`,
-`rb.ngrams`, `rb.report`, `rb.train`, `rb.weights`, and the wings `rb.vision`, `rb.speech` and
-`rb.text`. A wing registers its models with transformers' Auto classes as it loads, so a saved model
-needs `import resbackbones.vision` (or `.speech`, `.text`) before transformers can open it.
+`rb.deploy`, `rb.ngrams`, `rb.report`, `rb.train`, `rb.weights`, and the wings `rb.vision`,
+`rb.speech` and `rb.text`. A wing registers its models with transformers' Auto classes as it loads,
+so a saved model needs `import resbackbones.vision` (or `.speech`, `.text`) before transformers can
+open it.
 """
 
 import importlib
@@ -31,7 +32,7 @@ from resbackbones.core.zoo import SPECS, backbone
 from resbackbones.errors import InputError
 
 if TYPE_CHECKING:
-    from resbackbones import data, ngrams, report, speech, text, train, vision, weights
+    from resbackbones import data, deploy, ngrams, report, speech, text, train, vision, weights
 
 __version__ = "0.1.0"
 __all__ = [
@@ -58,6 +59,7 @@ __all__ = [
     "count_macs",
     "count_parameters",
     "data",
+    "deploy",
     "diagnose",
     "ngrams",
     "report",
@@ -68,7 +70,7 @@ __all__ = [
     "weights",
     "with_output_stride",
 ]
-_LAZY = ("data", "ngrams", "report", "speech", "text", "train", "vision", "weights")
+_LAZY = ("data", "deploy", "ngrams", "report", "speech", "text", "train", "vision", "weights")
 
 
 def __getattr__(name: str) -> Any:

@@ -3,6 +3,7 @@
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,14 +14,20 @@ from resbackbones.speech import ResidualForAudioClassification
 from tasks.speech import spot_keywords
 
 NETS = (
-    *("tc_resnet8", "tc_resnet8_1_5", "tc_resnet14", "tc_resnet14_1_5"),
+    *("tc_resnet8", "tc_resnet8_1_5", "tc_resnet8_2"),
+    *("tc_resnet14", "tc_resnet14_1_5"),
     *("matchboxnet_3x1", "matchboxnet_3x2", "matchboxnet_6x2"),
     *("bc_resnet1", "bc_resnet1_5", "bc_resnet2", "bc_resnet3", "bc_resnet6", "bc_resnet8"),
-    *("res8_narrow", "res8", "res15_narrow", "res15", "mel_resnet14"),
+    *("res8_narrow", "res8", "res15_narrow", "res15"),
+    *("mel_resnet14", "mel_resnet14_wide"),
 )
 DEFAULT = str(spot_keywords.Config(data="").spec)
 WORDS = 12
 SECONDS = 1
+FOLDED = " folded"
+
+TRAINED = "5 minutes"  # how the name of the data ends where every net learned for so long
+RECORDS = Path("results")
 
 Seconds = Mapping[str, Sequence[float]]
 
@@ -42,6 +49,7 @@ def features(model: ResidualForAudioClassification) -> dict[str, Any]:
 def turns(device: str) -> Iterator[tuple[tuple[int, ...], int, dict[str, Callable[[], object]]]]:
     """The multiply-adds of a round, and one answer of each, from features to logits."""
     nets: dict[str, Any] = spotters()
+    nets |= {name + FOLDED: rb.deploy.fold(net) for name, net in nets.items()}
     work = sum(rb.count_macs(net, features(net)) for net in nets.values())
 
     def answer(net: Any, heard: Mapping[str, Any]) -> object:
@@ -60,6 +68,15 @@ def turns(device: str) -> Iterator[tuple[tuple[int, ...], int, dict[str, Callabl
     )
 
 
+def accuracies() -> dict[str, str]:
+    """What nets reached that were trained for five minutes each, where there are records of it."""
+    return {
+        record.arm: report.format_metric(record.metric, record.mean)
+        for record in (report.load_records(RECORDS) if RECORDS.is_dir() else [])
+        if record.task == spot_keywords.TASK.name and record.dataset.endswith(TRAINED)
+    }
+
+
 def table(timings: Sequence[tuple[tuple[int, ...], Seconds, Seconds]], close: str) -> list[str]:
     """What was measured, the quickest first; nothing where nothing was."""
     if not timings:
@@ -67,16 +84,22 @@ def table(timings: Sequence[tuple[tuple[int, ...], Seconds, Seconds]], close: st
     ((_, seconds, _),) = timings
     took = {name: statistics.median(times) for name, times in seconds.items()}
     nets: dict[str, Any] = spotters()
+    reached = accuracies()
     rows = [
         [
             f"{DEFAULT} (default)" if name == "ours" else name,
             report.format_count(rb.count_parameters(nets[name])),
             report.format_count(rb.count_macs(nets[name], features(nets[name]))),
+            reached.get(DEFAULT if name == "ours" else name, "-"),
             f"{1000 * took[name]:.2f}",
+            f"{1000 * took[name + FOLDED]:.2f}",
         ]
-        for name in sorted(took, key=took.__getitem__)
+        for name in sorted(nets, key=took.__getitem__)
     ]
+    header = ["net", "parameters", "MACs", "accuracy", "ms", "ms, folded"]
     return [
-        report.markdown_table(["net", "parameters", "MACs", "ms"], rows, left=1),
-        f"The time of an answer to a second of sound, from features to logits; fp32, {close}",
+        report.markdown_table(header, rows, left=1),
+        "The time of an answer to a second of sound, from features to logits, of the net and of "
+        f"what rb.deploy.fold makes of it; fp32, {close} Accuracies are of the records of "
+        "trainings of five minutes.",
     ]

@@ -28,6 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     **dict.fromkeys(WINGS, CORE | {"classifier", "pretrained", "data", "metrics", "ngrams"}),
     "train": CORE | WINGS | {"pretrained", "data", "metrics", "report"},
     "weights": CORE | {"pretrained"},
+    "deploy": CORE,
 }
 # Packages that only some parts may import; one that no part may is for `tasks` alone.
 ONLY_IN = {

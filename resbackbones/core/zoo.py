@@ -130,10 +130,11 @@ def _matchboxnet(blocks: int, repeats: int) -> BackboneSpec:
 
 
 # Ours: a spectrogram, 40 mel bands by 101 frames a second, seen as a picture of one channel.
-_MEL_RESNET = BackboneSpec(
-    _stages((32, 64, 128), (2, 2, 2), first_stride=2), in_channels=1, stem=Stem(32, 3, 2),
-    attention="se",
-)  # fmt: skip
+def _mel_resnet(*widths: int) -> BackboneSpec:
+    return BackboneSpec(
+        _stages(widths, (2, 2, 2), first_stride=2), in_channels=1, stem=Stem(widths[0], 3, 2),
+        attention="se",
+    )  # fmt: skip
 
 
 # Ours, to write down speech on a CPU: dense convolutions, which processors are fastest at, at a
@@ -341,7 +342,10 @@ SPECS: dict[str, BackboneSpec] = {
     "tc_resnet14": _tc_resnet(2),
     "tc_resnet8_1_5": _tc_resnet(1, 1.5),
     "tc_resnet14_1_5": _tc_resnet(2, 1.5),
-    "mel_resnet14": _MEL_RESNET,
+    # Ours: twice as wide, which still answers a second of sound within a millisecond on one core.
+    "tc_resnet8_2": _tc_resnet(1, 2),
+    "mel_resnet14": _mel_resnet(32, 64, 128),
+    "mel_resnet14_wide": _mel_resnet(48, 96, 192),
     "bc_resnet1": _bc_resnet(1),
     "bc_resnet1_5": _bc_resnet(1.5),
     "bc_resnet2": _bc_resnet(2),

@@ -14,6 +14,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from resbackbones.classifier import ResidualClassifier, classifier_options
 from resbackbones.core.backbone import Backbone
+from resbackbones.core.context import lengths_of
 from resbackbones.core.heads import Head
 from resbackbones.core.spec import BackboneSpec
 from resbackbones.core.zoo import resolve
@@ -73,7 +74,7 @@ def heard_by(
 ) -> tuple[Tensor, Tensor | None]:
     """Features `(B, F, T)` as a backbone takes them, and the real frames of each item, `(B,)`."""
     x = input_features.unsqueeze(1) if backbone.spec.dims == 2 else input_features
-    return x, None if attention_mask is None else attention_mask.sum(-1)
+    return x, lengths_of(attention_mask)
 
 
 class ResidualForAudioClassification(ResidualClassifier):

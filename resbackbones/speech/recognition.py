@@ -11,7 +11,7 @@ from torch.nn import functional
 from transformers.modeling_outputs import CausalLMOutput
 
 from resbackbones.core.backbone import Backbone, modes_kept
-from resbackbones.core.context import valid_mask
+from resbackbones.core.context import lengths_of, valid_mask
 from resbackbones.core.spec import BackboneSpec
 from resbackbones.core.zoo import resolve
 from resbackbones.data import InOrder
@@ -188,7 +188,7 @@ class ResidualForCTC(ResidualPreTrainedModel):
             OnlyBlanks: half-way through a training, and after 50 batches of it, every frame of a
                 batch is the blank.
         """
-        lengths = None if attention_mask is None else attention_mask.sum(-1)
+        lengths = lengths_of(attention_mask)
         (feature,) = self.backbone(input_features, lengths, stages=(-1,))
         logits = self.head(feature)
         if lengths is not None:

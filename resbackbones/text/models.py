@@ -15,6 +15,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from resbackbones.classifier import ResidualClassifier, check_top_k, classifier_options
 from resbackbones.core.backbone import modes_kept
+from resbackbones.core.context import lengths_of
 from resbackbones.core.heads import Head
 from resbackbones.core.pieces import Approximate, Pieces
 from resbackbones.core.spec import BackboneSpec
@@ -251,7 +252,7 @@ class ResidualForSequenceClassification(ResidualClassifier):
             InputError: ids the embedding does not have, or no `ngram_ids` or `tfidf_logits` where
                 they are needed.
         """
-        lengths = None if attention_mask is None else attention_mask.sum(-1)
+        lengths = lengths_of(attention_mask)
         x = self.embedding(input_ids, ngram_ids)
         logits = self.classify(x, lengths)
         loss = self.loss(logits, labels)

@@ -50,7 +50,7 @@ def identity(
     if config is not None:
         for name, value in sorted(config.to_dict().items()):
             if name not in NOTES:
-                given[f"the model's {name}"] = repr(value)
+                given[f"the model's {name}"] = value
     given["the model's modules"] = _digest(repr(model))
     weights = getattr(model, "class_weights", None)
     given["class_weights"] = None if weights is None else torch.as_tensor(weights).tolist()
@@ -68,12 +68,25 @@ def compare(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> 
         InputError: the first thing that differs.
     """
     for name in [*now, *(before.keys() - now.keys())]:
-        was, given = before.get(name), now.get(name)
-        if was != given and name != "processes":
+        if before.get(name) != now.get(name) and name != "processes":
+            where, was, given = _difference(name, before.get(name), now.get(name))
             raise InputError(
-                f"the run in {folder} has {name}={reprlib.repr(was)}, not {reprlib.repr(given)}; "
+                f"the run in {folder} has {where}={reprlib.repr(was)}, not {reprlib.repr(given)}; "
                 "resume it with what it began with, or name another output folder"
             )
+
+
+def _difference(name: str, was: Any, now: Any) -> tuple[str, Any, Any]:
+    """The first thing that differs inside two values of this name: its own name, and both."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        parts = [(f"{name}.{key}", was.get(key), now.get(key)) for key in {**now, **was}]
+    elif isinstance(was, list) and isinstance(now, list) and len(was) == len(now):
+        parts = [
+            (f"{name}[{index}]", *pair) for index, pair in enumerate(zip(was, now, strict=True))
+        ]
+    else:
+        return name, was, now
+    return next(_difference(*part) for part in parts if part[1] != part[2])
 
 
 def fingerprint(dataset: Any) -> str:

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from resbackbones import report
 from resbackbones.data import NoTarget, open_dataset
 from resbackbones.data.columns import MEDIA
+from resbackbones.deploy import fold
 from resbackbones.errors import InputError
 from resbackbones.speech import Clips, ResidualFeatureExtractor, decode_audio
 from resbackbones.speech import ResidualForAudioClassification as Model
@@ -229,7 +230,7 @@ def detector_of(model: Model, block: int = 1) -> Detector:
 
 def tell(model: Model, file: Path) -> None:
     """Print the moments of a recording at which a word was heard."""
-    detector, rate = detector_of(model, BLOCK), model.processor.sampling_rate
+    detector, rate = detector_of(fold(model), BLOCK), model.processor.sampling_rate
     if getattr(model.config, "detection", None) is None:
         print("the model has no threshold of its own (train with --negatives); 0.5 is taken")
     samples = decode_audio(file, rate).float() / FULL_SCALE

@@ -17,9 +17,9 @@ words were said. Without recordings, a wake word is learned from speech synthesi
 
 WAV, FLAC, OGG and MP3 of any sampling rate and length are read; a recording far longer than the
 others is cut, and named. Without a validation split, 10 % of the training rows are held out for it,
-by speaker where speakers are named; the test split is read once, at the end. mel_resnet14 sees a
-spectrogram as a picture; tc_resnet8, tc_resnet14, matchboxnet_3x1 take the features of a frame as
-channels and need a fraction of the arithmetic.
+by speaker where speakers are named; the test split is read once, at the end. tc_resnet8_2
+and matchboxnet_3x1 take the features of a frame as channels; mel_resnet14_wide and bc_resnet2 see a
+spectrogram as a picture, which takes more arithmetic.
 """
 
 from collections.abc import Sequence
@@ -43,9 +43,8 @@ from tasks.speech._wakeword import spoken
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Listening):
-    spec: Spec | None = None  # type: ignore[assignment]
-    """A net in resbackbones.SPECS, of two dimensions or of one (mel_resnet14; of --phrase
-    tc_resnet14)."""
+    spec: Spec = "tc_resnet8_2"
+    """A net in resbackbones.SPECS, of one dimension or of two."""
     features: Literal["log_mel", "mfcc"] = "log_mel"
     """What the net hears: as many as a 1-D net has input channels, 40 for a 2-D one."""
     sampling_rate: int = 16000
@@ -59,7 +58,7 @@ class Config(Listening):
     """Most that another clip and its label may take of a training clip (Zhang 2018; 0.2; of
     --phrase 0, none)."""
     epochs: int | None = None  # type: ignore[assignment]
-    """Passes over the training clips (60; of --phrase 20)."""
+    """Passes over the training clips (120; of --phrase 20)."""
     batch_size: int = 128
     budget: int | None = 40_000
     optimizer: Kind = "adamw"
@@ -70,16 +69,15 @@ class Config(Listening):
     keep: Keep = "last"  # one-cycle ends at its best, and a small validation split is no judge
 
     def __post_init__(self) -> None:
-        spoken = self.phrase is not None
-        usual = ("tc_resnet14", 20, 0.0) if spoken else ("mel_resnet14", 60, 0.2)
-        for name, value in zip(("spec", "epochs", "mixup"), usual, strict=True):
+        usual = (120, 0.2) if self.phrase is None else (20, 0.0)
+        for name, value in zip(("epochs", "mixup"), usual, strict=True):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
         super().__post_init__()
 
 
 def experiment(config: Config) -> Experiment:
-    spec = resolve(config.spec or "mel_resnet14", skip=config.skip)
+    spec = resolve(config.spec, skip=config.skip)
     if spec.dims == 2:
         spec = replace(spec, in_channels=1)
     extractor = ResidualFeatureExtractor(
@@ -136,7 +134,7 @@ recognise = transformers.pipeline("audio-classification", model="{model}")
 samples, rate = soundfile.read("clip.wav", dtype="float32", always_2d=True)
 print(recognise({{"array": samples.mean(1), "sampling_rate": rate}}, top_k=3))
 """
-GPU = {"epochs": 120, "batch_size": 256, "budget": 80_000}
+GPU = {"spec": "mel_resnet14_wide", "batch_size": 256, "budget": 80_000}
 TASK = Task(
     *("spot_keywords", "audio", Config, experiment, items, (Model,), readable, USE, GPU),
     predicted=asked,

@@ -2,6 +2,7 @@
 published net; logits equal torchvision's to the last bit."""
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
@@ -65,6 +66,16 @@ NORMS_110 = 2 * (16 + 36 * (16 + 32 + 64))
 WIDTHS = [(64, 256, 3), (256, 512, 4), (512, 1024, 6), (1024, 2048, 3)]
 NORMS_V2 = 2 * (2048 + sum(i + (n - 1) * o + n * o // 2 for i, o, n in WIDTHS))
 OUTPUTS_V2 = 64 + sum(n * o * 3 // 2 + o for _, o, n in WIDTHS)
+
+
+def tc_stages(blocks: int, *widths: int) -> int:
+    """Convolutions of 9 frames, a projection per stage, and the norms behind all of them."""
+    return sum(
+        9 * (i * o + (2 * blocks - 1) * o * o) + i * o + (2 * blocks + 1) * 2 * o
+        for i, o in itertools.pairwise(widths)
+    )
+
+
 # name: (classes of a linear head, or 0; whether it has a bias; trainable parameters)
 COUNTS = {
     "resnet18": (1000, True, 11_689_512),
@@ -127,7 +138,10 @@ COUNTS = {
     "tc_resnet14": (12, False, 135_856),
     "tc_resnet8_1_5": (12, False, 144_264),
     "tc_resnet14_1_5": (12, False, 303_000),
+    # A convolution of 3 frames with its norm, then stages of 9.
+    "tc_resnet8_2": (0, False, 3 * 40 * 32 + tc_stages(1, 32, 48, 64, 96) + 2 * 32),
     "mel_resnet14": (12, True, 701_952 + 12 * 129),
+    "mel_resnet14_wide": (12, True, 1_576_700 + 12 * 193),
     "bc_resnet1": (12, True, 9_232),
     "bc_resnet1_5": (12, True, 17_154),
     "bc_resnet2": (12, True, 27_284),

@@ -22,6 +22,7 @@ from resbackbones.speech.decode import greedy
 from resbackbones.speech.recognition import NO_CHARACTER
 from resbackbones.train import evaluate
 from tasks._using import run
+from tasks.speech import _searching
 from tasks.speech._searching import NGRAMS, Searches, prepare
 from tasks.speech.transcribe import TASK, Config
 from tests.speech import tones
@@ -119,6 +120,17 @@ def test_n_grams_of_training_texts_find_what_sound_does_not_tell(
     assert (found["cer"], found["cer_greedy"]) == (0.0, 0.4)
     again.search = by_hand
     assert evaluate(again, items)["cer"] == 0.0
+
+
+@pytest.mark.parametrize("weights", [(0.0, 0.4), (0.4, 0.0)])
+def test_the_weight_is_the_one_of_fewest_errors(
+    weights: tuple[float, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(_searching.GRIDS, "token", (weights, (0.0,)))
+    model = hears_d_as_e()
+    searches = Searches.to_train(config(), VOCABULARY, TEXTS)
+    searches.finish(heard(model, TEXTS), model)
+    assert searches.weights == (0.4, 0.0)  # without the language model nothing is gained
 
 
 def test_weights_are_not_chosen_by_what_is_measured_on() -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import resbackbones as rb
+from resbackbones import report
 from resbackbones.data import open_dataset
 from resbackbones.vision import ImageItems, ResidualImageProcessor
 from tasks import _speed_decoding, _speed_keywords, _speed_recognition, _speed_texts, speed
@@ -161,19 +162,27 @@ def test_tells_how_fast_language_models_write(
 
 
 def test_tells_how_long_keyword_spotters_take(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(_speed_keywords, "NETS", ("tc_resnet8", "bc_resnet1"))
+    monkeypatch.setattr(_speed_keywords, "RECORDS", tmp_path)
+    for data, accuracy in (("words", 0.5), ("words, 5 minutes", 0.25)):
+        record = report.result_record(
+            task="spot_keywords", dataset=data, protocol="", arm="tc_resnet8", metric="accuracy",
+            seeds=[0], values=[accuracy], seconds=[300.0], parameters=1, macs=1,
+        )  # fmt: skip
+        report.save_record(record, tmp_path)
     time_speed("--only", "keywords", "--rounds", 1)
     header, _, *rows = capsys.readouterr().out.split("\n\n")[0].splitlines()
     assert [cell.strip() for cell in header.strip("| ").split("|")][1:] == [
-        "parameters", "MACs", "ms",
+        "parameters", "MACs", "accuracy", "ms", "ms, folded",
     ]  # fmt: skip
     told = {row.split("|")[1].strip(): row.strip("| ").split("|") for row in rows}
     default = spot_keywords.Config(data="").spec
     assert set(told) == {f"{default} (default)", "tc_resnet8", "bc_resnet1"}
     assert told["bc_resnet1"][1].strip() == "9.23 k"
-    times = [float(cells[3]) for cells in told.values()]
+    assert [told[name][3].strip() for name in ("tc_resnet8", "bc_resnet1")] == ["25.0 %", "-"]
+    times = [float(cells[4]) for cells in told.values()]
     assert times == sorted(times) and times[0] > 0
 
 

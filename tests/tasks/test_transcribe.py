@@ -153,24 +153,6 @@ def test_bad_recordings_are_named_or_counted(
     assert "10 recordings of" in printed and "left out 2 bad items" in printed
 
 
-def test_texts_that_are_empty_or_foreign_are_counted(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], refused: Callable[..., str]
-) -> None:
-    for split, row, text in (("train", 3, ""), ("test", 2, ""), ("test", 1, "azure")):
-        table = pandas.read_csv(data / split / "metadata.csv", keep_default_na=False)
-        table.loc[row, "text"] = text
-        table.to_csv(data / split / "metadata.csv", index=False)
-    with pytest.warns(UserWarning, match=r"hold 'z' \(1 times\), 'u' .*, which the model never"):
-        transcribe("--data", data, "--output", tmp_path / "out", *SPEED)
-    printed = " ".join(capsys.readouterr().out.split())
-    assert "1 of 12 texts are empty" in printed
-    # The recording that a batch cannot hold is named, whatever it is asked for.
-    (data / "train" / "4.wav").write_bytes(b"")
-    soundfile.write(data / "train" / "4.wav", [0.0] * 80_000, 8000)
-    error = refused(transcribe, "--data", data, *SPEED, "--budget", "500")
-    assert "4.wav has 1,001 frames, and a batch holds 500; raise the budget (--budget)" in error
-
-
 def test_the_baseline_writes_the_nearest_transcript() -> None:
     texts = ["abc de", "e", "dddd", "a b"]
     train, test = tones.clips(texts), tones.clips(["e", "dddd", "", "abc de"], seed=1)

@@ -104,7 +104,7 @@ def test_a_phrase_becomes_a_wake_word(small: None, capsys: pytest.CaptureFixture
     assert "own words, 2 classes" in printed.lower() and "synthesised" in printed
     assert "chosen by half of 0.01 + 0.01 hours of synthesised speech" in printed
     (record,) = load_records(Path("results"))
-    assert record.dataset == "synthesised hey robot" and record.arm == "tc_resnet14"
+    assert record.dataset == "synthesised hey robot" and record.arm == "tc_resnet8_2"
     saved = json.loads(Path("out/seed-0/model/config.json").read_text())["detection"]
     assert saved["keywords"] == ["hey robot"]
 

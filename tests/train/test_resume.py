@@ -273,7 +273,7 @@ def test_nor_is_another_evaluation(tmp_path: Path) -> None:
     ("said", "other"),
     [
         ("parameters=178, not 243", lambda: tiny(num_labels=3)),
-        ("the model's embedding_dropout='0.1', not '0.2'", lambda: tiny(embedding_dropout=0.2)),
+        ("the model's embedding_dropout=0.1, not 0.2", lambda: tiny(embedding_dropout=0.2)),
         ("the model's modules=", lambda: tiny(dropout=0.3, embedding_dropout=0.1)),
         ("model class='TinyForImageClassification', not 'Other'", lambda: other_class()),
     ],
@@ -284,6 +284,13 @@ def test_nor_is_another_model(said: str, other: Any, tmp_path: Path) -> None:
         fit(other(), Blobs(), None, given)
     one_sentence(error)
     fit(tiny(embedding_dropout=0.1), Blobs(), None, given)
+
+
+def test_what_differs_inside_is_named(tmp_path: Path) -> None:
+    widths = [{"width": 8}, {"width": 16}], [{"width": 8}, {"width": 32}]
+    given = finished(tmp_path, model=tiny(shape={"stages": widths[0]}))
+    with pytest.raises(InputError, match=r"the model's shape.stages\[1\].width=16, not 32"):
+        fit(tiny(shape={"stages": widths[1]}), Blobs(), None, given)
 
 
 def other_class() -> nn.Module:
@@ -298,7 +305,7 @@ def other_class() -> nn.Module:
     [
         ("learning_rate", 0.5, "learning_rate=0.01, not 0.5"),
         ("optimizer", torch.optim.SGD, "optimizer='adamw', not"),
-        ("optimizer_arguments", {"eps": 1e-3}, "optimizer_arguments={}, not {'eps': 0.001}"),
+        ("optimizer_arguments", {"eps": 1e-3}, "optimizer_arguments.eps=None, not 0.001"),
         ("moving_average", 0.5, "moving_average=0.0, not 0.5"),
         ("seed", 3, "seed=0, not 3"),
     ],
