@@ -28,7 +28,7 @@ def disturb(net: nn.Module) -> None:
     with torch.no_grad():
         for value in net.state_dict().values():
             if value.is_floating_point():
-                value.add_(0.1 * torch.rand_like(value))
+                value.add_(0.1 * torch.rand_like(value) - 0.05)
     for module in net.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
