@@ -426,7 +426,11 @@ class BackboneSpec:
 
     @property
     def unbounded(self) -> tuple[str, ...]:
-        """What looks at the whole last axis, by the fields that ask for it, as "attention='se'"."""
+        """What looks at the whole last axis, by the fields that ask for it.
+
+        >>> BackboneSpec((Stage(8, 1),), norm="group", attention="eca").unbounded
+        ("norm='group'", "attention='eca'")
+        """
         far = (part for part in self.plan.parts() if math.inf in self.reach(part))
         return tuple(dict.fromkeys(map(self._named, far)))
 

@@ -79,7 +79,8 @@ def by_blanks(
             return max(1, longest // 2 + int(blanks.argmax()))
         return frames if ended and frames else None
 
-    first, held = 0, None
+    first = 0
+    held: Tensor | None = None
     for block in itertools.chain(logits, [None]):
         if block is not None:
             held = block if held is None else torch.cat([held, block], 1)

@@ -6,6 +6,7 @@ it, so that times and confidences mean the same wherever they come from.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -105,7 +106,7 @@ class Hypothesis:
             (token, start, middle, before), (_, _, end, after) = known.pop(), moved.pop(0)
             sure = (before * (middle - start) + after * (end - middle)) / (end - start)
             known.append((token, start, end, sure))
-        columns = zip(*known, *moved, strict=True) if known or moved else ((),) * 4
+        columns: Any = zip(*known, *moved, strict=True) if known or moved else ((),) * 4
         scores = self.log_prob + other.log_prob, self.score + other.score
         return Hypothesis(*columns, *scores)
 
@@ -116,7 +117,7 @@ class Hypothesis:
 
     def split(self, count: int) -> "tuple[Hypothesis, Hypothesis]":
         """The first `count` tokens, with the scores of all, and the others, with none."""
-        columns = self.tokens, self.starts, self.ends, self.confidences
+        columns: Any = self.tokens, self.starts, self.ends, self.confidences
         first, others = [c[:count] for c in columns], [c[count:] for c in columns]
         return Hypothesis(*first, self.log_prob, self.score), Hypothesis(*others, 0.0, 0.0)
 

@@ -22,7 +22,7 @@ from resbackbones.speech.frontend import list_clips
 from resbackbones.speech.hypotheses import Hypothesis, Span, separates
 from resbackbones.speech.recognition import ResidualForCTC, Search
 from resbackbones.speech.recordings import BLOCK, audio_blocks
-from resbackbones.speech.streaming import ChunkedSpeech, SpeechStream, whole_only
+from resbackbones.speech.streaming import CHUNK, ChunkedSpeech, SpeechStream, whole_only
 
 Endpoints = Literal["model", "energy"]
 
@@ -52,7 +52,7 @@ def transcribe_long(
     endpoints: Endpoints | None = None,
     pause: float = 0.5,
     longest: float = 30.0,
-    chunk: float = 30.0,
+    chunk: float | None = None,
     overlap: float | None = None,
 ) -> Iterator[Segment]:
     """Write down a recording of any length, of which no more than a few chunks are in memory.
@@ -70,7 +70,8 @@ def transcribe_long(
             give what the whole gives, or `overlap` is given, else "energy".
         pause: seconds that end an utterance.
         longest: seconds of an utterance, which is cut at its longest pause otherwise.
-        chunk: seconds that are computed together.
+        chunk: seconds that are computed together; None takes 30 or, where the net reaches further
+            around them, as many as it does.
         overlap: seconds that chunks read before and behind; None takes as many as the net reaches.
 
     Returns:
@@ -90,11 +91,11 @@ def transcribe_long(
     [...]
     """
     for name, seconds in (("pause", pause), ("longest", longest), ("chunk", chunk)):
-        if not 0 < seconds < math.inf:
+        if seconds is not None and not 0 < seconds < math.inf:
             raise InputError(f"{name}={seconds!r} is no time; give seconds, above 0")
     if endpoints not in (None, *get_args(Endpoints)):
         raise InputError(
-            f"endpoints={endpoints!r} is not known; {nearest(endpoints, get_args(Endpoints))}"
+            f"endpoints={endpoints!r} is not known; {nearest(str(endpoints), get_args(Endpoints))}"
         )
     symbols = model.symbols
     hear = model.processor.feature_extractor
@@ -106,7 +107,7 @@ def transcribe_long(
         size = model.backbone.strides[-1][-1] * hear.front_end.hop
         frame = size / hear.sampling_rate
         pieces = by_energy(blocks, hear.sampling_rate, pause, longest)
-        found = _alone(model, pieces, search, chunk * hear.sampling_rate, size)
+        found = _alone(model, pieces, search, (chunk or CHUNK) * hear.sampling_rate, size)
         why = f", as {' and '.join(whole)} looks at the whole recording" if whole else ""
         why = f"what stands between two pauses is heard alone{why}"
     else:
@@ -176,7 +177,7 @@ def _listening(model: ResidualForCTC) -> Iterator[None]:
 
 
 def _reader(
-    model: ResidualForCTC, chunk: float, overlap: float | None
+    model: ResidualForCTC, chunk: float | None, overlap: float | None
 ) -> SpeechStream | ChunkedSpeech:
     with _listening(model):
         if model.backbone.spec.causal and overlap is None:

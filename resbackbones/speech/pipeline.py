@@ -22,7 +22,7 @@ def _decoded(pipeline: Any, inputs: Any) -> Any:
     if not isinstance(pipeline.feature_extractor, ResidualFeatureExtractor):
         return inputs
     if isinstance(inputs, str | os.PathLike) and os.path.isfile(inputs):
-        value = {"path": inputs}
+        value: dict[str, Any] = {"path": inputs}
     elif isinstance(inputs, bytes):
         value = {"bytes": inputs}
     else:

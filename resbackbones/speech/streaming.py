@@ -23,6 +23,7 @@ from resbackbones.speech.frontend import FrontEnd, ResidualFeatureExtractor, pad
 from resbackbones.speech.hypotheses import Hypothesis, Span, parted, separates
 
 AT_ONCE = 1 << 19  # samples that are read together
+CHUNK = 30.0  # seconds
 
 
 def whole_only(net: Backbone, front_end: FrontEnd) -> tuple[str, ...]:
@@ -147,8 +148,8 @@ class ChunkedSpeech(_Reading):
 
     Args:
         hear, net, head: of a model, in evaluation mode.
-        chunk: seconds that are computed together, overlaps not counted; rounded up to a multiple of
-            the total stride.
+        chunk: seconds that are computed together, overlaps not counted, rounded up to a multiple of
+            the total stride; None takes 30, or as many as the overlaps where these are more.
         overlap: seconds that are read before and behind; None takes as many as the net reaches,
             which there must be an end of.
 
@@ -166,18 +167,22 @@ class ChunkedSpeech(_Reading):
         hear: ResidualFeatureExtractor,
         net: Backbone,
         head: nn.Module,
-        chunk: float = 30.0,
+        chunk: float | None = None,
         overlap: float | None = None,
     ) -> None:
-        if not 0 < chunk < math.inf:
+        if chunk is not None and not 0 < chunk < math.inf:
             raise InputError(f"chunk={chunk!r} is no time; give seconds, above 0")
         if overlap is not None and not 0 <= overlap < math.inf:
             raise InputError(f"overlap={overlap!r} is no time; give seconds, from 0 up")
         super().__init__(hear, net, head, "another ChunkedSpeech")
         frame = hear.front_end.hop / hear.sampling_rate
         whole = whole_only(net, hear.front_end)
+        reach = (math.inf, math.inf) if whole else net.spec.reaches[-1]
+        if chunk is None:
+            around = sum(reach) * frame if overlap is None else 2 * overlap
+            chunk = max(CHUNK, around if around < math.inf else 0)
         pieces = Pieces(
-            [(math.inf, math.inf) if whole else net.spec.reaches[-1]],
+            [reach],
             net.strides[-1],
             math.ceil(chunk / frame),
             None if overlap is None else math.ceil(overlap / frame),
@@ -191,7 +196,8 @@ class ChunkedSpeech(_Reading):
         self._known = 0  # frames held that were told already, and stand before the next chunk
 
     def _read(self, power: Tensor) -> Tensor:
-        self._power, told = torch.cat([self._power, power], 2), []
+        self._power = torch.cat([self._power, power], 2)
+        told: list[Tensor] = []
         while self._power.shape[2] >= (end := self._known + self._own) + self._after:
             told.append(self._logits(self._power[..., : end + self._after], end))
             drop = max(0, end - self._before)

@@ -101,7 +101,8 @@ def listen(model: ResidualForCTC, file: Path) -> list[Segment]:
     rate = model.processor.feature_extractor.sampling_rate
     with _naming(file):
         seconds = duration(file)
-    started, found = time.monotonic(), []
+    started = time.monotonic()
+    found: list[Segment] = []
     with tqdm(total=round(seconds, 1), unit="s", desc=file.name, leave=False, disable=None) as bar:
 
         def blocks() -> Iterator[Tensor]:
@@ -147,7 +148,10 @@ def write_live(model: ResidualForCTC, pieces: Iterable[Timed], endless: bool = F
     words = WordStream(model.symbols, stream.seconds_per_frame)
     page = Page(sys.stdout, " " if separates(model.symbols) else "")
     latest = 0.0
-    with contextlib.suppress(KeyboardInterrupt) if endless else contextlib.nullcontext():
+    ended: contextlib.AbstractContextManager[None, bool | None] = contextlib.nullcontext()
+    if endless:
+        ended = contextlib.suppress(KeyboardInterrupt)
+    with ended:
         for samples, spoken in pieces:
             page.write(words.push(stream.push(samples)), words.partial)
             latest = max(latest, time.monotonic() - spoken)

@@ -186,6 +186,15 @@ def test_chunks_that_read_less_than_the_net_reaches_are_approximate() -> None:
     assert read(reading, [samples]).shape == whole(squeezed, samples).shape
 
 
+def test_chunks_are_at_least_as_long_as_what_is_read_around_them() -> None:
+    quartz = rb.SPECS["quartznet15x5"]
+    head = torch.nn.Linear(1024, 3)
+    net = rb.Backbone(quartz).eval()
+    reading = ChunkedSpeech(ResidualFeatureExtractor(feature_size=64), net, head)
+    assert reading._own >= reading._before + reading._after > 8000
+    assert chunked(model())._own == 30 * 100
+
+
 def test_latency_is_as_said_and_no_less() -> None:
     """The frame of the logits centred on a sample, or the next one, is told so much later."""
     (samples,) = noise(3000)
