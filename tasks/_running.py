@@ -27,6 +27,9 @@ RUNS = Path("runs")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
+if sys.platform != "win32":
+    import resource
+
 C = TypeVar("C")
 
 
@@ -135,6 +138,14 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         for name in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
             mallopt(name, 2**31 - 1)
+
+
+def peak_memory() -> float | None:
+    """The most memory that this process has held so far, in MB; None where nobody counts it."""
+    if sys.platform == "win32":
+        return None
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def wrapped(text: str) -> str:

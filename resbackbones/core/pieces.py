@@ -73,24 +73,28 @@ class Pieces:
         self.margins = reach if overlap is None else [(overlap, overlap)] * len(reach)
         self.is_exact = overlap is None or overlap >= max(sides)
 
+    @property
+    def sides(self) -> list[tuple[int, int, int]]:
+        """Per axis, the positions of a piece in the middle: what it reads before its own, its own,
+        and what it reads behind, all of them multiples of `step`."""
+        return [
+            (_up(before, unit), _up(self.size, unit), _up(after, unit))
+            for (before, after), unit in zip(self.margins, self.step, strict=True)
+        ]
+
     def cut(self, lengths: Sequence[int]) -> Iterator[tuple[Part, Part]]:
         """The pieces of an input of these lengths, one per axis: what each reads, and what of it is
         its own."""
-        axes = []
-        for length, (before, after), unit in zip(lengths, self.margins, self.step, strict=True):
-            side = _up(self.size, unit)
-            axes.append(
-                [
-                    (
-                        slice(
-                            max(0, start - _up(before, unit)),
-                            min(length, start + side + _up(after, unit)),
-                        ),
-                        slice(start, min(length, start + side)),
-                    )
-                    for start in range(0, length, side)
-                ]
-            )
+        axes = [
+            [
+                (
+                    slice(max(0, start - before), min(length, start + own + after)),
+                    slice(start, min(length, start + own)),
+                )
+                for start in range(0, length, own)
+            ]
+            for length, (before, own, after) in zip(lengths, self.sides, strict=True)
+        ]
         for parts in itertools.product(*axes):
             yield tuple(read for read, _ in parts), tuple(own for _, own in parts)
 

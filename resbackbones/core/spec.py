@@ -227,22 +227,25 @@ class BackboneSpec:
         for part in self.plan.parts():
             ahead = self.reach(part)[1]
             if ahead:
-                what = {
-                    Attention: f"attention={self.attention!r}",
-                    MaxPool: "max pooling",
-                    AveragePool: f"shortcut={self.shortcut!r}"
-                    if self.shortcut == "average"
-                    else "a mean over cells",
-                    Blur: f"downsample={self.downsample!r}",
-                    KMaxPool: f"downsample={self.downsample!r}",
-                }.get(type(part), type(part).__name__)
-                if self.norm == "group" and part.norm:
-                    what = "norm='group'"
+                what = self._named(part)
                 many = "all later positions" if ahead == math.inf else f"{ahead} later position(s)"
                 raise InputError(
                     f"causal=True with {what} looks ahead: it reads {many}; choose another, or "
                     "causal=False"
                 )
+
+    def _named(self, part: Part) -> str:
+        """A part that reads far, by the field that asks for it."""
+        if self.norm == "group" and part.norm:
+            return "norm='group'"
+        average = self.shortcut == "average"
+        return {
+            Attention: f"attention={self.attention!r}",
+            MaxPool: "max pooling",
+            AveragePool: f"shortcut={self.shortcut!r}" if average else "a mean over cells",
+            Blur: f"downsample={self.downsample!r}",
+            KMaxPool: f"downsample={self.downsample!r}",
+        }.get(type(part), type(part).__name__)
 
     @cached_property
     def plan(self) -> Plan:
@@ -420,6 +423,16 @@ class BackboneSpec:
         """Input positions before and after its own (its index times its stride) that a position of
         each feature depends on, on the last axis."""
         return self.plan.reaches(self.reach)
+
+    @property
+    def unbounded(self) -> tuple[str, ...]:
+        """What looks at the whole last axis, by the fields that ask for it.
+
+        >>> BackboneSpec((Stage(8, 1),), norm="group", attention="eca").unbounded
+        ("norm='group'", "attention='eca'")
+        """
+        far = (part for part in self.plan.parts() if math.inf in self.reach(part))
+        return tuple(dict.fromkeys(map(self._named, far)))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, strings, lists and dicts: ready for JSON.

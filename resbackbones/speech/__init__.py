@@ -18,15 +18,18 @@ from resbackbones.speech.detection import Detection, Detector, Listener
 from resbackbones.speech.error_rates import ErrorRates
 from resbackbones.speech.explain import grad_cam
 from resbackbones.speech.frontend import FrontEnd, ResidualFeatureExtractor
+from resbackbones.speech.long import Segment, departure, joined, transcribe_long
 from resbackbones.speech.models import ResidualForAudioClassification, ResidualSpeechConfig
 from resbackbones.speech.normalization import learn_normalization
 from resbackbones.speech.operating import operating_curve
 from resbackbones.speech.pipeline import register
 from resbackbones.speech.recognition import ResidualCTCConfig, ResidualForCTC
-from resbackbones.speech.recordings import Clips, decode_audio, read_clips
+from resbackbones.speech.recordings import Clips, audio_blocks, decode_audio, read_clips
 from resbackbones.speech.resampling import resample
 from resbackbones.speech.speaker_data import SpeakerItems, TrialItems, speakers_of, spoken
 from resbackbones.speech.speakers import ResidualForAudioXVector, ResidualSpeakerConfig
+from resbackbones.speech.streaming import ChunkedSpeech, SpeechStream, WordStream
+from resbackbones.speech.subtitles import write_subtitles
 from resbackbones.speech.transcripts import TranscriptItems
 from resbackbones.speech.trials import Trials, make_trials, read_trials
 from resbackbones.speech.verification import (
@@ -60,6 +63,7 @@ __all__ = [
     "AudioItems",
     "Augment",
     "CTCTokenizer",
+    "ChunkedSpeech",
     "Clips",
     "Detection",
     "Detector",
@@ -74,18 +78,24 @@ __all__ = [
     "ResidualForCTC",
     "ResidualSpeakerConfig",
     "ResidualSpeechConfig",
+    "Segment",
     "SpeakerItems",
+    "SpeechStream",
     "TranscriptItems",
     "TrialItems",
     "Trials",
     "Verification",
+    "WordStream",
     "adaptive_norm",
+    "audio_blocks",
     "decode",
     "decode_audio",
+    "departure",
     "draw_det",
     "equal_error_rate",
     "given_vocabulary",
     "grad_cam",
+    "joined",
     "learn_normalization",
     "learn_vocabulary",
     "make_trials",
@@ -96,4 +106,6 @@ __all__ = [
     "resample",
     "speakers_of",
     "spoken",
+    "transcribe_long",
+    "write_subtitles",
 ]

@@ -5,7 +5,8 @@ it, so that times and confidences mean the same wherever they come from.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -90,6 +91,37 @@ class Hypothesis:
             spans.append(Span("".join(token[0] for token in tokens), start, end, sure))
         return spans
 
+    def then(self, other: "Hypothesis", frames: int) -> "Hypothesis":
+        """This and what was heard right behind its `frames` frames, as one: a token that goes on
+        there is one token. Of two best paths it is the best path of both.
+
+        >>> first = Hypothesis((1,), (2,), (4,), (0.5,), -1.0, -1.0)
+        >>> both = first.then(Hypothesis((1, 2), (0, 3), (2, 4), (1.0, 0.8), -0.5, -0.5), 4)
+        >>> both.tokens, both.starts, both.ends, both.confidences, both.log_prob
+        ((1, 2), (2, 7), (6, 8), (0.75, 0.8), -1.5)
+        """
+        known, new = list(self._rows()), list(other._rows())
+        moved = [(token, start + frames, end + frames, sure) for token, start, end, sure in new]
+        if known and moved and known[-1][0] == moved[0][0] and known[-1][2] == moved[0][1]:
+            (token, start, middle, before), (_, _, end, after) = known.pop(), moved.pop(0)
+            sure = (before * (middle - start) + after * (end - middle)) / (end - start)
+            known.append((token, start, end, sure))
+        columns = zip(*known, *moved, strict=True) if known or moved else ((),) * 4
+        parts: Any = *columns, self.log_prob + other.log_prob, self.score + other.score
+        return Hypothesis(*parts)
+
+    def units(self, vocabulary: Sequence[str], seconds_per_frame: float) -> list[Span]:
+        """The words or, where the vocabulary has nothing that separates them, the tokens."""
+        divide = self.words if separates(vocabulary) else self.characters
+        return divide(vocabulary, seconds_per_frame)
+
+    def split(self, count: int) -> "tuple[Hypothesis, Hypothesis]":
+        """The first `count` tokens, with the scores of all, and the others, with none."""
+        names = "tokens", "starts", "ends", "confidences"
+        first: Any = {name: getattr(self, name)[:count] for name in names}
+        others: Any = {name: getattr(self, name)[count:] for name in names}
+        return replace(self, **first), replace(self, **others, log_prob=0.0, score=0.0)
+
     def _rows(self) -> Iterator[tuple[int, int, int, float]]:
         return zip(self.tokens, self.starts, self.ends, self.confidences, strict=True)
 
@@ -102,6 +134,11 @@ def parted(token: str) -> tuple[bool, str]:
     """
     opens = token.startswith(SEPARATORS)
     return opens, token[1:] if opens else token
+
+
+def separates(vocabulary: Sequence[str]) -> bool:
+    """Whether texts in a vocabulary have words: some token begins one."""
+    return any(parted(token)[0] for token in vocabulary)
 
 
 def posteriors(
@@ -202,4 +239,12 @@ def collapse(
     return [Hypothesis(*row) for row in zip(*columns, *numbers, strict=True)]
 
 
-__all__: Sequence[str] = ("Hypothesis", "Span", "check_count", "collapse", "parted", "posteriors")
+__all__: Sequence[str] = (
+    "Hypothesis",
+    "Span",
+    "check_count",
+    "collapse",
+    "parted",
+    "posteriors",
+    "separates",
+)

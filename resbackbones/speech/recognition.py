@@ -22,6 +22,7 @@ from resbackbones.speech.error_rates import ErrorRates
 from resbackbones.speech.frontend import list_clips
 from resbackbones.speech.hypotheses import Hypothesis
 from resbackbones.speech.models import ResidualSpeechConfig, check_features, extractor_of
+from resbackbones.speech.streaming import SpeechStream
 from resbackbones.speech.vocabulary import CTCTokenizer, ResidualCTCProcessor, given_vocabulary
 
 Search = Callable[[Tensor, Tensor], list[Hypothesis]]
@@ -290,6 +291,16 @@ class ResidualForCTC(ResidualPreTrainedModel):
                 for row, text in zip(rows, found, strict=True):
                     texts[row] = text
         return texts
+
+    def stream(self) -> SpeechStream:
+        """Begin to hear a recording piece by piece, as it is spoken.
+
+        Raises:
+            InputError: no processor; a net that reads ahead, or something that looks at the whole
+                recording, by name; or the model is in training mode.
+        """
+        self._tokenizer()
+        return SpeechStream(self.processor.feature_extractor, self.backbone, self.head)
 
     @property
     def symbols(self) -> tuple[str, ...]:

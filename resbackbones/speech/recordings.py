@@ -24,9 +24,10 @@ from torch import Tensor
 from resbackbones.data import Source, open_unlabelled, read
 from resbackbones.errors import InputError
 from resbackbones.speech.frontend import one_channel
-from resbackbones.speech.resampling import resample
+from resbackbones.speech.resampling import resample, resampled
 
 FULL_SCALE = 32768  # of 16-bit samples
+BLOCK = 10.0  # seconds of a long recording that are decoded at a time
 LEAST_LIMIT = 10.0  # seconds that are never too long
 OUTLIER = 4.0  # times the median length, from which on a recording is too long
 AT_ONCE = 1 << 20  # samples listened to at a time, padding included
@@ -282,6 +283,27 @@ def decode_audio(
     return _as_int16(resample(samples, rate, sampling_rate))
 
 
+def audio_blocks(value: Any, sampling_rate: int, seconds: float = BLOCK) -> Iterator[Tensor]:
+    """One recording of any length as int16 blocks `(samples,)`, so that no more than a few seconds
+    of it are in memory: put together, what `decode_audio` gives.
+
+    Args:
+        value, sampling_rate: as in `decode_audio`.
+        seconds: decoded at a time.
+
+    Raises:
+        InputError: as `decode_audio`, of damage where it stands.
+    """
+    with _opened(value) as file:
+        size = max(1, round(seconds * file.samplerate))
+        parts = (
+            torch.from_numpy(_decoded(file, start, min(size, file.frames - start)))
+            for start in range(0, file.frames, size)
+        )
+        for block in resampled(parts, file.samplerate, sampling_rate):
+            yield _as_int16(block)
+
+
 def _as_int16(sound: Tensor) -> Tensor:
     return (sound * FULL_SCALE).round_().clamp_(-FULL_SCALE, FULL_SCALE - 1).to(torch.int16)
 
@@ -319,17 +341,23 @@ def _samples(value: Any, max_seconds: float | None, start: Any, end: Any) -> tup
         wanted = last - first
         if max_seconds is not None and max_seconds * rate < wanted:
             wanted = math.ceil(max_seconds * rate)
-        before = min(first, LEAD_IN) if file.format == "MP3" else 0
-        wanted += before
-        if first > before:
-            file.seek(first - before)
-        # In one call: soundfile seeks after each, and an MP3 then goes on a little otherwise.
-        samples = file.read(wanted, dtype="float32", always_2d=True)
-    if len(samples) < wanted:
-        raise InputError(f"the file is cut short ({len(samples)} of {wanted} samples are there)")
+        return _decoded(file, first, wanted), rate
+
+
+def _decoded(file: soundfile.SoundFile, first: int, wanted: int) -> np.ndarray:
+    """So many samples of an open recording from the `first` one on, likewise."""
+    before = min(first, LEAD_IN) if file.format == "MP3" else 0
+    if file.tell() != first - before:
+        file.seek(first - before)
+    # In one call: soundfile seeks after each, and an MP3 then goes on a little otherwise.
+    samples = file.read(before + wanted, dtype="float32", always_2d=True)
+    if len(samples) < before + wanted:
+        raise InputError(
+            f"the file is cut short ({len(samples)} of {before + wanted} samples are there)"
+        )
     if not np.isfinite(samples).all():
         raise InputError("the file holds samples that are not finite")
-    return samples[before:].mean(1), rate
+    return samples[before:].mean(1)
 
 
 def chunks(samples: list[int]) -> Iterator[tuple[int, int]]:

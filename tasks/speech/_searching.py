@@ -87,7 +87,7 @@ class Searching(Recipe):
     @property
     def variant(self) -> str:
         known = "" if self.language_model == "none" else "-ngrams"
-        return "" if self.search == "greedy" else f"-beam{known}"
+        return super().variant + ("" if self.search == "greedy" else f"-beam{known}")
 
 
 class Searches:

@@ -12,7 +12,8 @@ which n-grams of the training texts may help (--search beam): errors of all thre
 What is measured is the character error rate: substitutions, deletions and insertions of all
 recordings over the characters that were said, spaces among them; and the same of words. Both texts
 are normalised alike before (--text). The baseline beside it writes the transcript of the training
-recording that sounds most alike; a net that writes nothing has 100 %.
+recording that sounds most alike; a net that writes nothing has 100 %. --predict MODEL --listen FILE
+writes down hours, --live FILE or "microphone" words as they come (--causal).
 """
 
 import math
@@ -32,15 +33,16 @@ from resbackbones.speech import ResidualForCTC as Model
 from resbackbones.speech.vocabulary import Symbols, Text
 from resbackbones.train.options import Keep, Kind, Schedule
 from tasks._fields import Spec
-from tasks._recipe import Experiment, Task
+from tasks._recipe import Experiment, Task, each
 from tasks._using import run
 from tasks.speech import _sentences as sentences
 from tasks.speech import _transcription as texts
+from tasks.speech._hearing import Hearing, heard
 from tasks.speech._searching import FIGURES, Searches, Searching, prepare
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(Searching):
+class Config(Hearing, Searching):
     spec: Spec = "mel_resnet_ctc18"
     """A net in resbackbones.SPECS, of one dimension, as quartznet5x5 or citrinet256."""
     symbols: Symbols = "character"
@@ -80,13 +82,12 @@ class Config(Searching):
 
 
 def experiment(config: Config) -> Experiment:
-    spec = resolve(config.spec, skip=config.skip, dropout=config.dropout)
+    spec = resolve(config.spec, dropout=config.dropout, **config.changes)
     if config.data == sentences.NAME:
         config = replace(config, data=str(sentences.folder()))
     splits = config.open("audio", Transcripts())
-    said = splits.train.targets()
-    tokenizer, origin = texts.vocabulary(config, said)
-    searches = Searches.to_train(config, tokenizer, said)
+    tokenizer, origin = texts.vocabulary(config, splits.train.targets())
+    searches = Searches.to_train(config, tokenizer, splits.train.targets())
     hear = ResidualFeatureExtractor(
         feature_size=spec.in_channels, sampling_rate=config.sampling_rate
     )
@@ -102,8 +103,7 @@ def experiment(config: Config) -> Experiment:
     listen = partial(
         read_clips, sampling_rate=hear.sampling_rate, on_bad=config.on_bad, max_seconds=math.inf
     )
-    train, validation = listen(splits.train), listen(splits.validation)
-    test = validation if splits.test is None else listen(splits.test)
+    train, validation, test = each(splits, listen)
     made = partial(TranscriptItems, model=model, on_bad=config.on_bad, device=config.where)
     learned = made(
         train,
@@ -127,12 +127,11 @@ def experiment(config: Config) -> Experiment:
 
 
 USE = """
-import soundfile, transformers
+import transformers
 import resbackbones.speech
 
 write = transformers.pipeline("automatic-speech-recognition", model="{model}")
-samples, rate = soundfile.read("clip.wav", dtype="float32", always_2d=True)
-print(write({{"array": samples.mean(1), "sampling_rate": rate}}, return_timestamps="word"))
+print(write("clip.wav", return_timestamps="word"))
 """
 GPU = {"epochs": 100, "batch_size": 256, "budget": 120_000, "spec": "citrinet256", "symbols": "bpe"}
 TASK = Task(
@@ -140,6 +139,7 @@ TASK = Task(
     figures=("cer", "wer", *FIGURES, "empty", "loss"),
     target=lambda model: Transcripts(),
     answer=lambda model: lambda sound: {"transcript": model.transcribe(sound)[0]},
+    predicted=heard,
     remarks=texts.remarks,
     prepare=prepare,
     by_model=True,

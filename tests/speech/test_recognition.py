@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,9 +20,11 @@ from resbackbones.speech import (
     Augment,
     ResidualCTCProcessor,
     ResidualFeatureExtractor,
+    ResidualForAudioClassification,
     ResidualForCTC,
     TranscriptItems,
     decode,
+    decode_audio,
     learn_vocabulary,
 )
 from resbackbones.speech.recognition import OnlyBlanks
@@ -172,18 +175,63 @@ def test_transformers_pipeline_writes_what_the_model_writes(tmp_path: Path) -> N
         assert "".join(texts).replace(" ", "") == expected[0].replace(" ", "")
         times = [time for piece in told["chunks"] for time in piece["timestamp"]]
         assert times == sorted(times) and 0 <= times[0] and times[-1] <= 5000 / 8000 + 0.04
-    # Pieces that read on to both sides by more than the net reaches give what the whole gives.
+
+
+@pytest.mark.parametrize("samples", [24000, 24001, 23850, 320, 1])
+def test_chunks_of_the_pipeline_give_what_the_whole_gives(tmp_path: Path, samples: int) -> None:
+    """Where they read on to both sides by as much as the net reaches, and to the last frame."""
+    model = trained()
+    model.save_pretrained(tmp_path)
+    write = pipeline("automatic-speech-recognition", model=str(tmp_path))
     reach = 0.01 * (model.backbone.receptive_field // 2) + 0.03  # and the window's
-    whole = noise(24000, seed=5)[0]
-    answer = write(
-        {"array": whole.numpy(), "sampling_rate": tones.RATE},
-        chunk_length_s=4 * 0.64,
-        stride_length_s=0.64,
+    assert reach < 0.64
+    for seed in range(3):
+        (whole,) = noise(samples, seed=seed)
+        for batch_size in (1, 3):
+            for unit in (None, "char", "word"):
+                given = {"array": whole.numpy(), "sampling_rate": tones.RATE}
+                told = write(
+                    dict(given), chunk_length_s=4 * 0.64, stride_length_s=0.64,
+                    batch_size=batch_size, return_timestamps=unit,
+                )  # fmt: skip
+                assert told["text"] == model.transcribe(whole)[0]
+                if unit is not None:
+                    assert told == write(dict(given), return_timestamps=unit)
+    several = [{"array": clip.numpy(), "sampling_rate": tones.RATE} for clip in noise(9000, 30000)]
+    answers = write(several, chunk_length_s=2.56, stride_length_s=(0.64, 0.64), batch_size=4)
+    assert [answer["text"] for answer in answers] == model.transcribe(noise(9000, 30000))
+
+
+def test_the_pipeline_reads_files_and_arrays_of_any_kind(tmp_path: Path) -> None:
+    model = trained()
+    model.save_pretrained(tmp_path)
+    write = pipeline("automatic-speech-recognition", model=str(tmp_path))
+    samples = (noise(6000)[0] * 9000).short()
+    expected = model.transcribe(samples)[0]
+    soundfile.write(tmp_path / "x.wav", samples.numpy(), tones.RATE)
+    stereo = np.stack([samples, samples]) / np.float32(32768)
+    for sound in (
+        str(tmp_path / "x.wav"),
+        tmp_path / "x.wav",
+        (tmp_path / "x.wav").read_bytes(),
+        samples.numpy(),
+        {"raw": samples.numpy(), "sampling_rate": tones.RATE},
+        {"array": stereo, "sampling_rate": tones.RATE},
+    ):
+        assert write(sound)["text"] == expected
+    soundfile.write(tmp_path / "y.wav", samples.numpy(), 2 * tones.RATE)  # another rate
+    there = decode_audio(tmp_path / "y.wav", tones.RATE)
+    assert write(str(tmp_path / "y.wav"))["text"] == model.transcribe(there)[0]
+    (tmp_path / "bad.wav").write_bytes(b"RIFF")
+    with pytest.raises(InputError, match="soundfile cannot decode it"):
+        write(str(tmp_path / "bad.wav"))
+    classify = pipeline(
+        "audio-classification",
+        model=ResidualForAudioClassification.build("tc_resnet8", labels=["a", "b"]).eval(),
+        feature_extractor=ResidualFeatureExtractor(),
     )
-    with torch.no_grad():
-        logits = model(**model.processor(whole, return_tensors="pt")).logits[0]
-    # Its arithmetic leaves out the frame that is centred on the sample behind the end.
-    assert reach < 0.64 and answer["text"] == VOCABULARY.written(logits[:-1].argmax(-1).tolist())
+    heard = decode_audio(tmp_path / "x.wav", 16000).float().numpy() / 32768
+    assert classify(str(tmp_path / "x.wav")) == classify({"raw": heard, "sampling_rate": 16000})
 
 
 def test_two_views_are_drawn_together_in_training_alone() -> None:

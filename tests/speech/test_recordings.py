@@ -1,6 +1,7 @@
 """Recordings are decoded, cut and counted, or named."""
 
 import io
+import itertools
 import struct
 import subprocess
 import sys
@@ -21,8 +22,11 @@ from resbackbones.speech import (
     AudioItems,
     Clips,
     ResidualFeatureExtractor,
+    audio_blocks,
     decode_audio,
     read_clips,
+    resample,
+    resampling,
 )
 from resbackbones.speech.recordings import AT_ONCE, chunks
 
@@ -191,6 +195,50 @@ def test_a_part_is_that_of_the_whole(form: str, subtype: str, tolerance: float) 
     assert decode_audio(value, 16000, end=0.25).shape == (4000,)
     assert decode_audio(value, 16000, 0.125, start=0.5, end=1.25).shape == (2000,)
     assert decode_audio(value, 8000, start=0.5, end=1.25).shape == (6000,)
+
+
+@pytest.mark.parametrize(("form", "subtype", "tolerance"), FORMATS)
+@pytest.mark.parametrize("new_rate", [44100, 16000])
+def test_blocks_are_the_whole(form: str, subtype: str, tolerance: float, new_rate: int) -> None:
+    random = np.random.default_rng(0)
+    sound = (tone(200_001, rate=44100) + 0.1 * random.standard_normal(200_001)).astype(np.float32)
+    value = {"bytes": encoded(sound, 44100, form, subtype), "path": None}
+    whole = decode_audio(value, new_rate)
+    for seconds in (0.5, 1.7, 100):
+        blocks = list(audio_blocks(value, new_rate, seconds))
+        assert all(block.dtype == torch.int16 and len(block) for block in blocks)
+        together = torch.cat(blocks)
+        assert together.shape == whole.shape
+        difference = (together.int() - whole.int()).abs().max()
+        # A bit of rounding; an MP3's frames come out a little otherwise after a jump.
+        assert difference <= (1 if form != "MP3" else tolerance / 100 * 32768)
+
+
+def test_a_recording_of_any_length_is_decoded_block_by_block() -> None:
+    blocks = audio_blocks({"bytes": encoded(tone(160_000)), "path": None}, 16000, 0.5)
+    assert [len(block) for block in blocks] == [8000] * 20
+    (alone,) = audio_blocks({"bytes": encoded(tone(1)), "path": None}, 16000)
+    assert len(alone) == 1
+    broken = audio_blocks({"bytes": encoded(tone(9000), form="FLAC")[:-3000], "path": None}, 16000)
+    with pytest.raises(InputError, match=r"soundfile cannot decode it|cut short"):
+        list(broken)
+
+
+@given(
+    length=st.integers(1, 40_000),
+    sizes=st.lists(st.integers(0, 9000), max_size=9),
+    rates=st.sampled_from([(8000, 16000), (44100, 16000), (48000, 8000), (16000, 16000)]),
+)
+def test_resampled_blocks_are_the_resampled_whole(
+    length: int, sizes: list[int], rates: tuple[int, int]
+) -> None:
+    samples = torch.randn(length, generator=torch.Generator().manual_seed(length))
+    edges = np.minimum(np.cumsum([0, *sizes]), length).tolist()
+    blocks = [samples[a:b] for a, b in itertools.pairwise([*edges, length])]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resampling, "PIECE", 5000)
+        together = torch.cat(list(resampling.resampled(blocks, *rates)))
+        assert torch.allclose(together, resample(samples, *rates), atol=1e-6)
 
 
 def test_no_more_than_a_part_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
