@@ -1,13 +1,14 @@
 """Train a residual net that tells voices apart, and have it compare any two recordings.
 
     python -m tasks.speech.verify_speakers --data ../shared/data/speech_commands_speaker_split \\
-        --name "Speech Commands speaker split" --record
+        --name "Speech Commands speaker split" --no-augment --seeds 0 1 2 --record
 
-Data are recordings with a column of speakers; the net learns to tell those of the train split apart
-and is measured on pairs of recordings of others: as often as it takes one voice for two, it takes
-two for one (equal error rate). Pairs are drawn, up to 20 per speaker of the same voice and 20,000
-of different ones, or listed (--trials). Where the validation split has fewer than ten speakers of
-its own, speakers of train are held out for it; it also sets the threshold of the saved model.
+reached 5.9 +- 0.3 % on speakers never heard, MFCC with LDA 9.2 (validation: 3.2, augmented 6.7).
+
+Data are recordings with a column of speakers. The net learns to tell those of train apart and is
+measured on pairs of others, 20 per speaker of one voice and 20,000 of two, or a list (--trials): as
+often as it takes one voice for two, it takes two for one (equal error rate). Where validation has
+fewer than ten speakers, some of train are held out for it; it also sets the model's threshold.
 """
 
 from dataclasses import dataclass, replace
