@@ -342,7 +342,7 @@ SPECS: dict[str, BackboneSpec] = {
     "tc_resnet14": _tc_resnet(2),
     "tc_resnet8_1_5": _tc_resnet(1, 1.5),
     "tc_resnet14_1_5": _tc_resnet(2, 1.5),
-    # Ours: twice as wide, which still answers a second of sound within a millisecond on one core.
+    # Ours: twice as wide, which answers a second of sound in about a millisecond on one core.
     "tc_resnet8_2": _tc_resnet(1, 2),
     "mel_resnet14": _mel_resnet(32, 64, 128),
     "mel_resnet14_wide": _mel_resnet(48, 96, 192),

@@ -4,8 +4,8 @@
         --name "Speech Commands speaker split, 5 minutes" --record
 
 reached 91.5 % for 12 classes of speakers never heard (MFCC by segments + SVC: 64.7 %) in five
-minutes on one core of a Xeon with bfloat16, by a net that answers within a millisecond; --spec
-mel_resnet14_wide --epochs 60 reached 92.9 +- 0.4 % in nine.
+minutes on one core of a Xeon with bfloat16, by a net that answers in about a millisecond;
+--spec mel_resnet14_wide --epochs 60 reached 92.9 +- 0.4 % in nine.
 
 Three protocols, whose figures do not compare, are named in what is printed and recorded: Speech
 Commands' 12 classes, its 35 words, and words of your own, a folder for each. To detect words in
