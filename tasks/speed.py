@@ -56,6 +56,7 @@ from resbackbones import report
 from resbackbones.data import open_dataset
 from resbackbones.errors import InputError, nearest
 from resbackbones.train import feed
+from resbackbones.train.precision import has_bfloat16
 from resbackbones.vision import (
     Augment,
     ImageItems,
@@ -120,7 +121,7 @@ def main(config: Config) -> None:
     check(config)
     torch.set_num_threads(config.threads)
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler tells that it starts
-    bf16 = has_bf16(config.device)
+    bf16 = has_bfloat16(config.device)
     try:
         timings = list(measure(config, PRECISIONS if bf16 else PRECISIONS[:1]))
     except KeyboardInterrupt:
@@ -157,13 +158,6 @@ def check(config: Config) -> None:
             raise InputError(
                 f"cannot write {config.output} ({error.strerror}); give another file with --output"
             ) from error
-
-
-def has_bf16(device: str) -> bool:
-    """Whether it computes bf16; emulated, it is far slower than fp32."""
-    if device == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 # What takes turns

@@ -68,7 +68,7 @@ def test_measures_and_tells(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(speed, "has_bf16", lambda device: bf16)
+    monkeypatch.setattr(speed, "has_bfloat16", lambda device: bf16)
     monkeypatch.setitem(speed.SEQUENCES, "tc_resnet14", (2, 21))
     out = tmp_path / "new" / "speed.json"
     time_speed(
