@@ -155,8 +155,8 @@ def strided_lengths(lengths: Tensor, stride: int) -> Tensor:
 
 def lengths_of(mask: Tensor | None) -> Tensor | None:
     """Real positions of each item by its mask `(B, W)`, 1 where one is real, as int64 `(B,)`; None
-    where nothing is padding, as far as looking costs no synchronisation: without masks a spotter of
-    keywords trains 1.6 times as fast.
+    where nothing is padding, as far as looking costs no synchronisation: a net is faster without
+    masks, most of all in training.
 
     >>> lengths_of(torch.tensor([[1, 1], [1, 0]])), lengths_of(torch.ones(2, 2))
     (tensor([2, 1]), None)

@@ -55,13 +55,12 @@ def resampled(blocks: Iterable[Tensor], rate: int, new_rate: int) -> Iterator[Te
     held, before = torch.zeros(0), 0  # samples, the first ones of which stand before the next piece
     for block in itertools.chain(blocks, [None]):
         held = held if block is None else torch.cat([held, block])
-        least = before + step + margin if block is not None else before + 1
-        while len(held) >= least:
+        least = 1 if block is None else step + margin  # of a piece, and of what is read behind it
+        while len(held) >= before + least:
             with without_autocast(held):
                 piece = resampler(held[: before + step + margin])
             yield piece[before * up // down :][: step * up // down]
             held, before = held[max(0, before + step - margin) :], min(margin, before + step)
-            least = before + step + margin if block is not None else before + 1
 
 
 def _plan(rate: int, new_rate: int) -> tuple[Any, int, int, int, int] | None:
