@@ -18,6 +18,7 @@ from torch import Tensor
 from torchaudio.transforms import MelSpectrogram
 
 from resbackbones.errors import InputError, nearest
+from resbackbones.speech.frames import FrameStream
 from resbackbones.speech.frontend import pad_clips
 from resbackbones.speech.models import ResidualForAudioClassification
 from resbackbones.speech.operating import pause
@@ -101,8 +102,7 @@ class Listener:
                 f"features of the kind {model.processor.options['kind']!r} cannot be listened to; "
                 "use kind='log_mel' or 'mfcc'"
             )
-        front_end.mel.spectrogram.center = False  # the margins are real samples here
-        self._front_end, self._mel, self._normalises = front_end, front_end.mel, not steady
+        self._front_end, self._normalises = front_end, not steady
         frame = front_end.hop / rate
         step = 1 if self.reading == "windows" else model.backbone.strides[-1][-1]
         self._frames = 1 + round(window * rate) // front_end.hop
@@ -118,8 +118,8 @@ class Listener:
         if self.reading == "windows":
             self._before = self._frames - self._size
         self.lag = self._after * frame
-        self._samples = torch.zeros(self._mel.n_fft // 2, device=model.device)
-        self._heard = torch.zeros(1, self._mel.n_mels, self._before, device=model.device)
+        self._powers = FrameStream(front_end, model.device, block * self._size)
+        self._heard = torch.zeros(1, front_end.n_mels, self._before, device=model.device)
         if steady:  # what silence gives
             self._heard = self._hear(self._heard)
         self._known: Tensor | None = None  # the last window's features, less a hop's
@@ -150,7 +150,7 @@ class Listener:
         if len(clips) != 1:
             raise InputError(f"{len(clips)} signals were given; a listener hears one, (samples,)")
         self._received += clips.shape[1]
-        return self._read(clips[0].to(self.model.device))
+        return self._read(clips[0])
 
     @torch.no_grad()
     def finish(self) -> Tensor:
@@ -163,24 +163,18 @@ class Listener:
         frames = 1 + self._received // self._front_end.hop
         hops = -(-frames // self._size) - self._answered
         silence = (_up(frames, self._block * self._size) + self._after) * self._front_end.hop
-        silence += self._block * self._size * self._front_end.hop + self._mel.n_fft
-        return self._read(self._samples.new_zeros(silence))[:hops]
+        silence += self._block * self._size * self._front_end.hop
+        silence += self._front_end.mel.n_fft
+        return self._read(torch.zeros(silence))[:hops]
 
     def _read(self, samples: Tensor) -> Tensor:
-        mel, size = self._mel, self._block * self._size
-        self._samples = torch.cat([self._samples, samples])
-        needed = mel.n_fft + (size - 1) * mel.hop_length
-        answers, start = [], 0
-        while len(self._samples) - start >= needed:
-            # A copy: what a processor adds up in which order may depend on the address.
-            power = mel(self._samples[start : start + needed].clone()[None])
-            start += size * mel.hop_length
+        size, answers = self._block * self._size, []
+        for power in self._powers.push(samples):
             heard = power if self._normalises else self._hear(power)
             self._heard = torch.cat([self._heard, heard], 2)
             if self._heard.shape[2] >= self._before + size + self._after:
                 answers.append(self._scores())
                 self._heard = self._heard[..., size:].clone()
-        self._samples = self._samples[start:].clone()
         return self._answers(answers)
 
     def _hear(self, power: Tensor) -> Tensor:

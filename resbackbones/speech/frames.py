@@ -45,15 +45,17 @@ class FrameStream:
         self._heard |= len(samples) > 0
         self._held = torch.cat([self._held, samples[self._skip :].to(self._held)])
         self._skip = max(0, self._skip - len(samples))
-        while (complete := self._complete()) >= (self._block or 1):
+        start = 0
+        while (complete := self._complete(start)) >= (self._block or 1):
             frames = self._block or complete
             self._told = True
-            end = self._width + (frames - 1) * self._hop
+            end = start + self._width + (frames - 1) * self._hop
             # A copy: what a processor adds up in which order may depend on the address.
-            power = self._mel(self._held[:end].clone()[None])
-            self._skip = max(0, frames * self._hop - len(self._held))
-            self._held = self._held[frames * self._hop :].clone()
+            power = self._mel(self._held[start:end].clone()[None])
+            start += frames * self._hop
             yield power
+        self._skip += max(0, start - len(self._held))
+        self._held = self._held[start:].clone()
 
     def finish(self) -> Iterator[Tensor]:
         """End the signal: the frames that were not complete before; of no signal there are none."""
@@ -66,5 +68,5 @@ class FrameStream:
         self._block = None
         yield from self.push(self._held.new_zeros(missing))
 
-    def _complete(self) -> int:
-        return 1 + (len(self._held) - self._width) // self._hop
+    def _complete(self, start: int) -> int:
+        return 1 + (len(self._held) - start - self._width) // self._hop
