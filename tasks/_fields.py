@@ -124,6 +124,11 @@ class Recipe(Options):
         """What else tells its training from the usual one, for that name."""
         return ""
 
+    @property
+    def advice(self) -> str:
+        """What to try where a baseline is better than the net."""
+        return "give the net more data or more --epochs"
+
     def open(self, kind: str, target: Target | None = None) -> Splits:
         """The splits of the data; `kind` is "image", "audio" or "text", the target `Classes()`."""
         splits = open_splits(

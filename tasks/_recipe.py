@@ -317,7 +317,7 @@ def conclude(
         f"\n{report.format_count(parameters)} parameters, {report.format_count(macs)} MACs per "
         f"{unit}; training {seconds:.0f} s per seed"
     )
-    said = remarks(figure, runs, baseline, made.skipped, task.higher_is_better)
+    said = remarks(figure, runs, baseline, made.skipped, config.advice, task.higher_is_better)
     for line in [*task.remarks(runs[0].metric), *said]:
         print(_running.wrapped(line))
     write_results(folder / "results.json", runs, baseline)

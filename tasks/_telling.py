@@ -79,9 +79,11 @@ def remarks(
     runs: Sequence[Run],
     baseline: tuple[str, Metric],
     skipped: Sequence[str],
+    advice: str,
     higher_is_better: bool = True,
 ) -> Iterator[str]:
-    """What the net takes for what, and what the figures mean, where a reader may miss it."""
+    """What the net takes for what, and what the figures mean, where a reader may miss it; with
+    advice on what to try where the baseline is better."""
     ours = sum(run.metrics[figure] for run in runs) / len(runs)
     theirs = baseline[1].compute()[figure]
     confusions = [
@@ -96,10 +98,7 @@ def remarks(
             "--learning-rate, more --least-steps, or see whether labels fit their inputs"
         )
     elif (ours < theirs) if higher_is_better else (ours > theirs):
-        yield (
-            f"{baseline[0]} is better here than the net: use it, or give the net more data or "
-            "more --epochs"
-        )
+        yield f"{baseline[0]} is better here than the net: use it, or {advice}"
     yield from left_out(skipped)
 
 

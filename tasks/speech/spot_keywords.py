@@ -53,8 +53,8 @@ class Config(Listening):
     max_seconds: float | None = None
     """Longer recordings are cut there (four times the median length, at least 10 s)."""
     augment: bool = True
-    """Vary training clips: place, speed, speaker, loudness, noise, blanks. Where classes are voices
-    or instruments, --no-augment --mixup 0 is worth a try: it changes what they sound like."""
+    """Vary training clips: place, speed, speaker, loudness, noise, blanks. It changes what voices
+    and instruments sound like: where they are the classes, try --no-augment --mixup 0."""
     mixup: float | None = None
     """Most that another clip and its label may take of a training clip (Zhang 2018; 0.2; of
     --phrase 0, none)."""
@@ -75,6 +75,11 @@ class Config(Listening):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
         super().__post_init__()
+
+    @property
+    def advice(self) -> str:
+        tamed = "--no-augment --mixup 0 where classes are voices or instruments, or "
+        return (f"try {tamed}" if self.augment else "") + super().advice
 
 
 def experiment(config: Config) -> Experiment:

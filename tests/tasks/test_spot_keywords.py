@@ -15,7 +15,7 @@ import transformers
 
 from resbackbones.report import load_records
 from tasks._using import run
-from tasks.speech.spot_keywords import TASK
+from tasks.speech.spot_keywords import TASK, Config
 
 # Two steps teach nothing, and fit says so.
 pytestmark = pytest.mark.filterwarnings("ignore::resbackbones.train.StillAtChance")
@@ -258,3 +258,9 @@ def test_what_cannot_be_listened_to_is_said(
     one = noises(tmp_path / "one", 1)
     assert "need two or more" in told("--data", recordings, "--negatives", one)
     assert "nowhere" in told("--data", recordings, "--negatives", tmp_path / "nowhere")
+
+
+def test_where_a_baseline_wins_a_gentler_training_is_advised(tmp_path: Path) -> None:
+    assert "try --no-augment --mixup 0 where classes are voices" in Config(data=tmp_path).advice
+    tried = Config(data=tmp_path, augment=False).advice
+    assert tried == "give the net more data or more --epochs"

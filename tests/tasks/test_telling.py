@@ -24,11 +24,13 @@ def run(right: int, wrong: int, seed: int = 0) -> Run:
 
 
 def said(right: int, wrong: int, theirs: Confusion, skipped: tuple[str, ...] = ()) -> str:
-    return " ".join(remarks("accuracy", [run(right, wrong)], ("SVC", theirs), skipped))
+    return " ".join(remarks("accuracy", [run(right, wrong)], ("SVC", theirs), skipped, "wait"))
 
 
 def test_a_baseline_that_wins_is_named() -> None:
-    assert "SVC is better here than the net" in said(9000, 1000, answers(9500, 500))
+    assert "SVC is better here than the net: use it, or wait" in said(
+        9000, 1000, answers(9500, 500)
+    )
     assert said(10000, 0, answers(9000, 1000)) == ""  # nothing a reader could miss
 
 
@@ -43,7 +45,7 @@ def test_what_is_taken_for_what_is_told_over_all_seeds() -> None:
     told = said(9500, 500, answers(9000, 1000))
     assert told == "most confused: yes taken for no: 500 of 5,000"
     runs = [run(90, 10), run(80, 20, 1)]
-    (line, *_) = remarks("accuracy", runs, ("SVC", answers(60, 40)), [])
+    (line, *_) = remarks("accuracy", runs, ("SVC", answers(60, 40)), [], "wait")
     assert line == "most confused (all 2 seeds): yes taken for no: 30 of 100"
     assert runs[0].metric.counts.sum() == 100  # of that seed still  # type: ignore[attr-defined]
 
