@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from resbackbones.core.context import valid_mask
 from resbackbones.errors import InputError
 
 # Decibels by which the sound itself is above all that a room sends back, least and most.
@@ -38,6 +39,8 @@ class Augment:
             each the energy per frame is used, from its loudest sample on, alike in all bands.
         time_mask: longest blank, in seconds; two are put in (SpecAugment, Park et al. 2019).
         band_mask: most features blanked at a time; two times (likewise).
+        mask_epochs: first epochs, in which both grow from nothing to that: CTC finds out late how
+            symbols and sounds go together where many of either are missing.
         mixup: half-width of the share that another clip of the set may take, up to 0.5 (Zhang
             2018); labels are mixed alike.
     """
@@ -50,6 +53,7 @@ class Augment:
     noise_level: tuple[float, float] = (0.0, 30.0)
     time_mask: float = 0.1
     band_mask: int = 6
+    mask_epochs: int = 0
     mixup: float = 0.0
     speed: float = 0.0
     reverb: float = 0.0
@@ -153,17 +157,16 @@ def reverberant(power: Tensor, rooms: Tensor) -> Tensor:
     return heard.transpose(0, 1)
 
 
-def spec_augment(
-    features: Tensor, frames: Tensor, draws: Tensor, time: int, bands: int, blank: float = 0.0
-) -> Tensor:
-    """Blank stretches of time and of features (SpecAugment, Park et al. 2019).
+def spec_augment(features: Tensor, frames: Tensor, draws: Tensor, time: int, bands: int) -> Tensor:
+    """Blank stretches of time and of features (SpecAugment, Park et al. 2019): there a feature is
+    its mean over the clip, as in the paper. Silence instead, far below all that is said, would be
+    the loudest thing in a spectrogram.
 
     Args:
         features: `(B, F, T)`.
         frames: `(B,)`, real frames of each; stretches lie inside them.
         draws: uniform numbers in 0 to 1, `(B, times, 4)`.
         time, bands: longest stretch in frames, and most features, blanked at a time.
-        blank: what is put there.
     """
 
     def stretches(extent: Tensor, most: int, width: Tensor, place: Tensor, size: int) -> Tensor:
@@ -176,4 +179,6 @@ def spec_augment(
     width, start, height, low = draws.unbind(2)  # each (B, times)
     in_time = stretches(frames.unsqueeze(1), time, width, start, length)
     in_bands = stretches(torch.full_like(frames, size).unsqueeze(1), bands, height, low, size)
-    return features.masked_fill(in_time.unsqueeze(1) | in_bands.unsqueeze(2), blank)
+    real = valid_mask(frames, length).unsqueeze(1)
+    mean = (features * real).sum(2, keepdim=True) / frames.clamp(min=1).view(-1, 1, 1)
+    return torch.where((in_time.unsqueeze(1) | in_bands.unsqueeze(2)) & real, mean, features)

@@ -189,10 +189,10 @@ class AudioItems(Items):
         with without_autocast(power):
             power = self._varied(power, frames, options, draws)
         features = self.front_end.features(power, frames)
-        time = round(options.time_mask * self.frame_rate)
+        grown = min(1.0, self.epoch / options.mask_epochs) if options.mask_epochs else 1.0
+        time = round(grown * options.time_mask * self.frame_rate)
         places = draws[:, 8:16].unflatten(1, (2, 4))
-        blank = self.front_end.silence
-        return spec_augment(features, frames, places, time, options.band_mask, blank)
+        return spec_augment(features, frames, places, time, round(grown * options.band_mask))
 
     def _varied(self, power: Tensor, frames: Tensor, options: Augment, draws: Tensor) -> Tensor:
         """Other times, another speaker, a room, noise and another loudness for powers

@@ -197,11 +197,6 @@ class FrontEnd(nn.Module):
         hertz = place * (self.sampling_rate / 2 / (len(filters) - 1))
         return hertz @ filters / filters.sum(0)
 
-    @property
-    def silence(self) -> float:
-        """What a blanked feature is: that of silence, or, normalised, its mean."""
-        return math.log(EPSILON) if (self.kind, self.normalize) == ("fbank", "none") else 0.0
-
     def frames(self, samples: Tensor) -> Tensor:
         """Frames of clips of so many samples, int64 like these."""
         if isinstance(self.mel, KaldiSpectrogram):

@@ -28,7 +28,13 @@ from tasks.speech._baseline import by_segments, of_mfcc
 COEFFICIENTS = 20
 # Nothing that moves a recording in time, which would leave it without a part of what was said.
 VARIED = Augment(
-    shift=0.0, stretch=0.0, noise=0.5, noise_level=(10.0, 40.0), time_mask=0.25, band_mask=16
+    shift=0.0,
+    stretch=0.0,
+    noise=0.5,
+    noise_level=(10.0, 40.0),
+    time_mask=0.15,
+    band_mask=12,
+    mask_epochs=12,
 )
 
 

@@ -62,16 +62,16 @@ class Config(Hearing, Searching):
     dropout: float = 0.1
     """Inside the net's branches."""
     epochs: int = 40
-    batch_size: int = 32
-    budget: int | None = 8_000
+    batch_size: int = 16
+    budget: int | None = 4_000
     optimizer: Kind = "adamw"
-    schedule: Schedule = "one_cycle"
-    learning_rate: float = 2e-3
+    schedule: Schedule = "cosine"
+    learning_rate: float = 1e-3
     weight_decay: float = 0.01
     clip: float = 5.0
     metric: str = "cer"
     higher_is_better: bool = False
-    keep: Keep = "last"  # one-cycle ends at its best
+    keep: Keep = "last"  # the rate falls to nothing, so that it ends at its best
     folds: int | None = 0
 
     def __post_init__(self) -> None:
