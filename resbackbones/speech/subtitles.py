@@ -100,7 +100,7 @@ def to_srt(shown: Iterable[Cue]) -> str:
     <BLANKLINE>
     """
     blocks = [
-        f"{number}\n{_clock(cue.start, ',')} --> {_clock(cue.end, ',')}\n{_text(cue)}\n"
+        f"{number}\n{clock(cue.start, ',')} --> {clock(cue.end, ',')}\n{_text(cue)}\n"
         for number, cue in enumerate(shown, 1)
     ]
     return "\n".join(blocks)
@@ -118,7 +118,7 @@ def to_vtt(shown: Iterable[Cue]) -> str:
     <BLANKLINE>
     """
     blocks = [
-        f"{_clock(cue.start, '.')} --> {_clock(cue.end, '.')}\n"
+        f"{clock(cue.start, '.')} --> {clock(cue.end, '.')}\n"
         f"{html.escape(_text(cue), quote=False)}\n"
         for cue in shown
     ]
@@ -200,8 +200,12 @@ def _text(cue: Cue) -> str:
     return "\n".join(cue.lines)
 
 
-def _clock(seconds: float, point: str) -> str:
-    """Hours, minutes, seconds and thousandths."""
+def clock(seconds: float, point: str = ".") -> str:
+    """Hours, minutes, seconds and thousandths.
+
+    >>> clock(3723.5)
+    '01:02:03.500'
+    """
     whole, thousandths = divmod(round(seconds * 1000), 1000)
     minutes, seconds = divmod(whole, 60)
     hours, minutes = divmod(minutes, 60)
@@ -211,6 +215,7 @@ def _clock(seconds: float, point: str) -> str:
 __all__: Sequence[str] = (
     "Cue",
     "check_form",
+    "clock",
     "cues",
     "to_json",
     "to_srt",

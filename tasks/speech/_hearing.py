@@ -30,7 +30,7 @@ from resbackbones.speech import (
 from resbackbones.speech.hypotheses import Span, separates
 from resbackbones.speech.recordings import FULL_SCALE, duration
 from resbackbones.speech.streaming import whole_only
-from resbackbones.speech.subtitles import check_form
+from resbackbones.speech.subtitles import check_form, clock
 from tasks._fields import Recipe
 from tasks._running import peak_memory, wrapped
 
@@ -113,7 +113,7 @@ def listen(model: ResidualForCTC, file: Path) -> list[Segment]:
         for segment in transcribe_long(model, blocks()):
             found.append(segment)
             bar.clear()
-            print(f"{_clock(segment.start)} - {_clock(segment.end)}  {segment.text}", flush=True)
+            print(f"{clock(segment.start)} - {clock(segment.end)}  {segment.text}", flush=True)
     took = time.monotonic() - started
     memory = peak_memory()
     told = f"{seconds:,.1f} s of {file} took {took:,.1f} s, {seconds / took:.1f} times as fast"
@@ -269,9 +269,3 @@ def _naming(file: Path) -> Iterator[None]:
     except (InputError, OSError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise InputError(f"{file} cannot be read ({reason}); give another recording") from error
-
-
-def _clock(seconds: float) -> str:
-    minutes, left = divmod(seconds, 60)
-    hours, minutes = divmod(int(minutes), 60)
-    return f"{hours:02}:{minutes:02}:{left:05.2f}"

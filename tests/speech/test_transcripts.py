@@ -1,5 +1,6 @@
 """Recordings and their texts become batches; what cannot be learned from is named before."""
 
+from dataclasses import replace
 from typing import Any
 
 import datasets
@@ -73,12 +74,33 @@ def test_views_differ_in_their_blanks_alone() -> None:
     batch, other = items.__getitems__([0, 2]), once.__getitems__([0, 2])
     first, second = batch["input_features"].chunk(2)
     assert torch.equal(first, other["input_features"]) and not torch.equal(first, second)
-    shown = (first != 0) & (second != 0)
-    assert torch.equal(first[shown], second[shown]) and shown.float().mean() > 0.3
+    unmasked = replace(VARIED, time_mask=0, band_mask=0)
+    whole = TranscriptItems(tones.clips(TEXTS), model, unmasked).__getitems__([0, 2])
+    for view in (first, second):
+        shown = view == whole["input_features"]
+        assert 0.3 < shown.float().mean() < 1
     assert torch.equal(batch["labels"], other["labels"].repeat(2, 1))
     assert torch.equal(batch["attention_mask"], other["attention_mask"].repeat(2, 1))
     items.set_epoch(1)
     assert not torch.equal(items.__getitems__([0, 2])["input_features"], batch["input_features"])
+
+
+def test_blanks_grow_from_nothing() -> None:
+    model, none = made(), replace(VARIED, time_mask=0, band_mask=0)
+    kinds = (none, replace(VARIED, mask_epochs=2), VARIED)
+    items = [TranscriptItems(tones.clips(TEXTS), model, kind) for kind in kinds]
+
+    def heard(epoch: int) -> list[Any]:
+        for each in items:
+            each.set_epoch(epoch)
+        return [each.__getitems__([0, 2])["input_features"] for each in items]
+
+    whole, growing, full = heard(0)
+    assert torch.equal(growing, whole) and not torch.equal(full, whole)
+    whole, growing, full = heard(1)
+    assert 0 < (growing != whole).sum() < (full != whole).sum()
+    _, growing, full = heard(2)
+    assert torch.equal(growing, full)
 
 
 def test_too_few_frames_are_named_before_training() -> None:
