@@ -41,6 +41,9 @@ class Augment:
         band_mask: most features blanked at a time; two times (likewise).
         mask_epochs: first epochs, in which both grow from nothing to that: CTC finds out late how
             symbols and sounds go together where many of either are missing.
+        splice: share of the clips that go on, from the middle of what is said, with the second half
+            of another one: they are of no word any more, and sound like what a detector hears
+            between words and inside longer ones. It takes a class for that.
         mixup: half-width of the share that another clip of the set may take, up to 0.5 (Zhang
             2018); labels are mixed alike.
     """
@@ -55,6 +58,7 @@ class Augment:
     band_mask: int = 6
     mask_epochs: int = 0
     mixup: float = 0.0
+    splice: float = 0.0
     speed: float = 0.0
     reverb: float = 0.0
     reverb_time: tuple[float, float] = (0.1, 0.8)
@@ -63,7 +67,8 @@ class Augment:
     reverb_from: "str | os.PathLike[str] | None" = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        most = {"stretch": 0.5, "warp": 0.5, "noise": 1.0, "mixup": 0.5, "speed": 0.5, "reverb": 1}
+        most = dict.fromkeys(("stretch", "warp", "speed", "mixup"), 0.5)
+        most |= dict.fromkeys(("noise", "reverb", "splice"), 1.0)
         for name in (each.name for each in dataclasses.fields(self)):
             value, high = getattr(self, name), most.get(name, math.inf)
             if not isinstance(value, float | int):

@@ -51,6 +51,7 @@ class AudioItems(Items):
         augment: for training; None leaves the clips alone.
         on_bad, max_seconds: of a source: what becomes of bad and of long recordings; see
             `read_clips`.
+        no_word: the class of what is none of the others, for `Augment.splice`.
         seed: of the augmentation.
         device: where the clips' powers live and are augmented.
 
@@ -78,6 +79,7 @@ class AudioItems(Items):
         *,
         on_bad: Literal["error", "skip"] = "error",
         max_seconds: float | None = None,
+        no_word: int | None = None,
         seed: int = 0,
         device: str | torch.device = "cpu",
     ) -> None:
@@ -89,7 +91,7 @@ class AudioItems(Items):
                 f"the clips are at {clips.sampling_rate} Hz, but the extractor listens at "
                 f"{extractor.sampling_rate} Hz; read them at that rate"
             )
-        self.augment = augment
+        self.augment, self.no_word = augment, no_word
         self.num_classes = len(clips.names)
         self.rows, self.skipped, self.cut = clips.rows, clips.skipped, clips.cut
         self.source = clips.source
@@ -101,6 +103,13 @@ class AudioItems(Items):
         # All clips' frames one after the other, (total, n_mels): no clip is padded to the longest.
         self.power, self.lengths = listen(self.front_end, clips.waveforms)
         self.starts = self.lengths.cumsum(0) - self.lengths
+        if augment is not None and augment.splice:
+            if no_word is None or self.labels.ndim != 1:
+                raise InputError(
+                    f"Augment has splice={augment.splice}, which makes clips of no word; give "
+                    "no_word, their class, to clips of one class each, or set splice=0"
+                )
+            self.energy = self.power.sum(1, dtype=torch.float64).cumsum(0).cpu()
         noises, rooms = (augment.noise_from, augment.reverb_from) if augment else (None, None)
         if noises is None:
             self.noise, self.noise_lengths = white_noise(self.front_end, 10 * clips.sampling_rate)
@@ -146,19 +155,59 @@ class AudioItems(Items):
         if options is None:
             features = self._heard(index, frames)
         else:
-            draws = self.draws(rows, 2 * DRAWS + 2)
+            draws = self.draws(rows, 2 * DRAWS + 3)
             features = self._heard(index, frames, options, draws[:, :DRAWS])
-            if options.mixup:
-                partners = (draws[:, -1] * len(self)).long()
-                # Of a longer one what stands past the item's end would not be heard.
-                common = torch.minimum(frames, self.lengths[partners])
-                other = self._heard(partners, common, options, draws[:, DRAWS : 2 * DRAWS])
-                other = functional.pad(other, (0, features.shape[-1] - other.shape[-1]))
-                share = options.mixup * draws[:, -2].to(self.device)
-                features = torch.lerp(features, other, share.view(-1, 1, 1))
-                other_labels = self.labels[partners.to(self.device)]
-                labels = mixed_labels(labels, other_labels, share, self.num_classes)
+            if options.mixup or options.splice:
+                features, labels = self._joined(features, frames, labels, options, index, draws)
         return self._batch(features, frames, labels)
+
+    def _joined(
+        self,
+        features: Tensor,
+        frames: Tensor,
+        labels: Tensor,
+        options: Augment,
+        index: Tensor,
+        draws: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Features `(B, F, T)` and labels of clips that are mixed with others of the set, or go on
+        as these."""
+        share, partner, whether = draws[:, 2 * DRAWS :].unbind(1)
+        partners = (partner * len(self)).long()
+        # Of a longer one what stands past the item's end would not be heard.
+        common = torch.minimum(frames, self.lengths[partners])
+        other = self._heard(partners, common, options, draws[:, DRAWS : 2 * DRAWS])
+        other = functional.pad(other, (0, features.shape[-1] - other.shape[-1]))
+        other_labels = self.labels[partners.to(self.device)]
+        share = options.mixup * share.to(self.device)
+        joined = torch.lerp(features, other, share.view(-1, 1, 1))
+        if options.splice and self.no_word is not None:
+            spliced = (whether < options.splice).to(self.device) & (labels != other_labels)
+            chimeras = self._chimeras(features, index, other, partners, common)
+            joined = torch.where(spliced.view(-1, 1, 1), chimeras, joined)
+            labels, other_labels = (
+                each.masked_fill(spliced, self.no_word) for each in (labels, other_labels)
+            )
+        if options.mixup:
+            labels = mixed_labels(labels, other_labels, share, self.num_classes)
+        return joined, labels
+
+    def _chimeras(
+        self, features: Tensor, index: Tensor, other: Tensor, partners: Tensor, frames: Tensor
+    ) -> Tensor:
+        """Features `(B, F, T)` of clips which from their middle on are others from theirs, of which
+        `frames` `(B,)` are heard: the last one stays."""
+        middle, others_middle = (self._middles(rows).unsqueeze(1) for rows in (index, partners))
+        place = torch.arange(features.shape[-1])
+        later = (place - middle + others_middle).clamp(min=0).minimum(frames.unsqueeze(1) - 1)
+        other = other.gather(2, later.to(self.device).unsqueeze(1).expand_as(other))
+        return torch.where((place < middle).to(self.device).unsqueeze(1), features, other)
+
+    def _middles(self, index: Tensor) -> Tensor:
+        """The frame of each of these rows by which half of its energy was heard, `(B,)`."""
+        first, last = self.starts[index], self.starts[index] + self.lengths[index] - 1
+        half = (self.energy[first] + self.energy[last]) / 2
+        return (torch.searchsorted(self.energy, half) - first).clamp(min=0)  # 0 of a silent one
 
     def _batch(self, features: Tensor, frames: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Features `(B, F, T)` of which `frames` `(B,)` are real, as the model takes them."""

@@ -30,14 +30,14 @@ from typing import Any, Literal
 
 from resbackbones.core.zoo import resolve
 from resbackbones.data import Source
-from resbackbones.speech import AudioItems, Augment, ResidualFeatureExtractor, read_clips
+from resbackbones.speech import AudioItems, ResidualFeatureExtractor, read_clips
 from resbackbones.speech import ResidualForAudioClassification as Model
 from resbackbones.train.options import Keep, Kind, Schedule
 from tasks._fields import Spec
 from tasks._recipe import Experiment, Task
 from tasks._using import run
 from tasks.speech._baseline import baseline
-from tasks.speech._listening import Listening, calibrate, explain, negatives, readable, tell
+from tasks.speech._listening import Listening, calibrate, explain, negatives, readable, tell, varied
 from tasks.speech._protocols import named
 from tasks.speech._wakeword import spoken
 
@@ -109,7 +109,7 @@ def experiment(config: Config) -> Experiment:
     hear = partial(AudioItems, extractor=extractor, device=config.where)
     made = Experiment(
         splits,
-        hear(train, augment=Augment(mixup=config.mixup or 0.0) if config.augment else None),
+        hear(train, **varied(config, names)),
         hear(validation),
         hear(test),
         config.weighing(build, train),

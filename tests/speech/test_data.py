@@ -272,6 +272,38 @@ def test_at_another_speed_time_and_pitch_change_together() -> None:
     assert together > 0.99
 
 
+def test_a_spliced_clip_goes_on_as_another_one_and_is_no_word() -> None:
+    """Clips of two tones each, the second twice as long as the first but half as loud in power."""
+    rate, tones = 16000, ((500, 800), (1200, 1800), (2500, 3500))
+    waveforms = []
+    for early, late in tones:
+        t = torch.arange(9600) / rate
+        first, second = (torch.sin(2 * torch.pi * f * t) for f in (early, late))
+        loudness = torch.where(t < 0.2, 1.0, 0.5**0.5)
+        waveforms.append((9000 * loudness * torch.where(t < 0.2, first, second)).short())
+    given = Clips(waveforms, rate, torch.tensor([0, 1, 2]), ("a", "b", "other"), [0, 1, 2], [])
+    extractor = ResidualFeatureExtractor()
+    plain = AudioItems(given, extractor).__getitems__([0, 1, 2])["input_features"]
+    spliced = AudioItems(given, extractor, replace(OFF, splice=1.0), no_word=2)
+    middles = spliced._middles(torch.arange(3))
+    assert all(abs(int(middle) - 20) <= 1 for middle in middles)  # 0.2 s: half the energy
+    seen = set()
+    for epoch in range(20):
+        spliced.set_epoch(epoch)
+        batch = spliced.__getitems__([0, 1, 2])
+        for row in range(3):
+            heard, middle = batch["input_features"][row], int(middles[row])
+            assert torch.equal(heard[:, :middle], plain[row, :, :middle])
+            others = [n for n in range(3) if torch.equal(heard[:, 25:58], plain[n, :, 25:58])]
+            assert len(others) == 1
+            expected = row if others == [row] else 2
+            assert batch["labels"][row] == expected
+            seen.add((row, *others))
+    assert len(seen) == 9  # with itself a clip stays what it is
+    with pytest.raises(InputError, match=r"Augment has splice=1.0, .* give no_word"):
+        AudioItems(given, extractor, replace(OFF, splice=1.0))
+
+
 def test_mixup_takes_another_clip_and_its_label_in_one_share() -> None:
     given = clips(1600, 1600)
     items = AudioItems(given, ResidualFeatureExtractor(), replace(OFF, mixup=0.5))

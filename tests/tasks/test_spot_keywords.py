@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ import pytest
 import soundfile
 import transformers
 
+from resbackbones.errors import InputError
 from resbackbones.report import load_records
 from tasks._using import run
+from tasks.speech._listening import varied
 from tasks.speech.spot_keywords import TASK, Config
 
 # Two steps teach nothing, and fit says so.
@@ -264,3 +267,23 @@ def test_where_a_baseline_wins_a_gentler_training_is_advised(tmp_path: Path) -> 
     assert "try --no-augment --mixup 0 where classes are voices" in Config(data=tmp_path).advice
     tried = Config(data=tmp_path, augment=False).advice
     assert tried == "give the net more data or more --epochs"
+
+
+def test_who_listens_for_words_learns_what_is_none(tmp_path: Path) -> None:
+    names = ["yes", "_unknown_"]
+    listens = Config(data=tmp_path, negatives="noises")
+    told = varied(listens, names)
+    assert told["augment"].splice == 0.15 and told["no_word"] == 1
+    assert varied(Config(data=tmp_path), names)["augment"].splice == 0
+    assert (
+        varied(Config(data=tmp_path, negatives="noises", splice=0.3), names)["augment"].splice
+        == 0.3
+    )
+    assert varied(listens, ["yes", "no"])["augment"].splice == 0
+    assert varied(replace(listens, augment=False), names) == {}
+    asked = Config(data=tmp_path, splice=0.3)
+    with pytest.raises(InputError, match=r"--splice 0.3 makes clips of no word: it takes a class"):
+        varied(asked, ["yes", "no"])
+    for other in ({"multi_label": True}, {"augment": False}):
+        with pytest.raises(InputError, match=r"--splice 0.3"):
+            varied(replace(asked, **other), names)
