@@ -88,28 +88,38 @@ class Augment:
                 )
 
 
+def tempo(options: Augment, draws: Tensor) -> Tensor:
+    """How many times as fast clips are, `(B,)`, by their draws `(B, 17)` and more."""
+    stretch, speed = 2 * draws[:, 1] - 1, 2 * draws[:, 16] - 1
+    return (1 + stretch * options.stretch) * (1 + speed * options.speed)
+
+
 def warped(
     power: Tensor,
-    frames: Tensor,
+    pivot: Tensor,
     shift: Tensor,
     speed: Tensor,
     scale: Tensor,
     bands_read: Tensor | None = None,
+    size: int | None = None,
 ) -> Tensor:
     """Spectrograms `(B, bands, T)` read at other places, bilinearly; outside them is silence.
 
     Args:
-        frames: `(B,)`, real frames of each; its middle one stays in place when the speed changes.
+        pivot: `(B,)`, the frame of each that stays in place when the speed changes.
         shift: `(B,)`, frames by which it comes earlier.
         speed: `(B,)`, how many times as fast.
         scale: `(B,)`, by how much all bands move down.
         bands_read: `(B, bands)`, the band, from 0, that each one is then read at; None for itself.
+        size: frames to read; None for T.
     """
-    batch, bands, size = power.shape
-    half = max(size - 1, 1) / 2  # `affine_grid` counts from -1 to 1 over the padded batch
-    middle = (frames - 1) / (2 * half) - 1
+    batch, bands, there = power.shape
+    size = size or there
+    # `affine_grid` counts from -1 to 1, over what is read and over what is written.
+    half, half_written = max(there - 1, 1) / 2, max(size - 1, 1) / 2
     theta = torch.zeros(batch, 2, 3, device=power.device)
-    theta[:, 0, 0], theta[:, 0, 2] = speed, middle * (1 - speed) + shift / half
+    theta[:, 0, 0] = speed * half_written / half
+    theta[:, 0, 2] = (pivot * (1 - speed) + speed * half_written + shift) / half - 1
     theta[:, 1, 1], theta[:, 1, 2] = scale, scale - 1  # the lowest band stays in place
     grid = functional.affine_grid(theta, [batch, 1, bands, size], align_corners=True)
     if bands_read is not None:

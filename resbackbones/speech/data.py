@@ -23,6 +23,7 @@ from resbackbones.speech.augment import (
     decays,
     reverberant,
     spec_augment,
+    tempo,
     warped,
 )
 from resbackbones.speech.frontend import FrontEnd, ResidualFeatureExtractor
@@ -39,7 +40,7 @@ from resbackbones.speech.resampling import without_autocast
 # Varied clips of several lengths make batches of a multiple of so many frames: what prepares itself
 # for each shape anew (oneDNN, cuDNN) then finds few of them, which is a fifth of a training's time.
 MULTIPLE = 16
-DRAWS = 24  # eight for `_varied`, eight for `spec_augment`, eight for `_varied` again
+DRAWS = 24  # eight to move and vary, eight for `spec_augment`, eight to move and vary again
 
 
 class AudioItems(Items):
@@ -227,13 +228,11 @@ class AudioItems(Items):
         options: Augment | None = None,
         draws: Tensor | None = None,
         first: Tensor | int = 0,
+        played: Tensor | None = None,
     ) -> Tensor:
         """Features `(B, F, T)` of `frames` `(B,)` of these rows, from `first` `(B,)` on, varied
-        where there are options."""
-        longest = int(frames.max())
-        if options is not None and int(frames.min()) < longest:
-            longest = -(-longest // MULTIPLE) * MULTIPLE
-        place = torch.arange(longest)
+        where there are options: in as many frames, or whole, played in `played` `(B,)`."""
+        place = torch.arange(int(frames.max()) if options is None else _few(frames))
         inside = place < frames.unsqueeze(1)
         place = ((self.starts[index] + first).unsqueeze(1) + place).where(inside, 0).to(self.device)
         power = (self.power[place] * inside.unsqueeze(2).to(self.device)).transpose(1, 2)
@@ -242,6 +241,9 @@ class AudioItems(Items):
             return self.front_end.features(power, frames)
         draws = draws.to(self.device)
         with without_autocast(power):
+            if options.shift or options.stretch or options.warp or options.speed:
+                power = self._moved(power, frames, options, draws, played)
+            frames = frames if played is None else played.to(self.device)
             power = self._varied(power, frames, options, draws)
         features = self.front_end.features(power, frames)
         grown = min(1.0, self.epoch / options.mask_epochs) if options.mask_epochs else 1.0
@@ -249,28 +251,34 @@ class AudioItems(Items):
         places = draws[:, 8:16].unflatten(1, (2, 4))
         return spec_augment(features, frames, places, time, round(grown * options.band_mask))
 
+    def _moved(
+        self, power: Tensor, frames: Tensor, options: Augment, draws: Tensor, played: Tensor | None
+    ) -> Tensor:
+        """Powers `(B, n_mels, T)` of another speaker, at another time and speed. What is pushed
+        past an end is gone, unless all of it is `played` in so many frames, `(B,)`."""
+        shift, _, warp = (2 * draws[:, :3] - 1).unbind(1)
+        at_speed = None
+        if options.speed:
+            pitch, front_end = 1 + options.speed * (2 * draws[:, 16] - 1), self.front_end
+            at_speed = bands_at_speed(pitch, front_end.n_mels, front_end.f_min, front_end.f_max)
+        if played is None:
+            pivot, earlier = (frames - 1) / 2, shift * options.shift * self.frame_rate
+            speed, played = tempo(options, draws), frames
+            size = power.shape[-1]
+        else:
+            size, played = _few(played), played.to(power.device)
+            pivot = earlier = torch.zeros_like(shift)
+            speed = frames / played
+        power = warped(power, pivot, earlier, speed, 1 + warp * options.warp, at_speed, size)
+        return power * valid_mask(played, size).unsqueeze(1)
+
     def _varied(self, power: Tensor, frames: Tensor, options: Augment, draws: Tensor) -> Tensor:
-        """Other times, another speaker, a room, noise and another loudness for powers
-        `(B, n_mels, T)`."""
-        shift, stretch, warp, gain = (2 * draws[:, :4] - 1).unbind(1)
+        """A room, noise and another loudness for powers `(B, n_mels, T)`."""
+        gain = 2 * draws[:, 3] - 1
         level, colour, start, whether = draws[:, 4:8].unbind(1)
-        speed, in_room, seconds, direct, which_room, which_noise = draws[:, 16:22].unbind(1)
-        speed = 1 + options.speed * (2 * speed - 1)
+        in_room, seconds, direct, which_room, which_noise = draws[:, 17:22].unbind(1)
         size = power.shape[-1]
         valid = valid_mask(frames, size).unsqueeze(1)
-        if options.shift or options.stretch or options.warp or options.speed:
-            front_end, at_speed = self.front_end, None
-            if options.speed:
-                at_speed = bands_at_speed(speed, front_end.n_mels, front_end.f_min, front_end.f_max)
-            power = warped(
-                power,
-                frames,
-                shift * options.shift * self.frame_rate,
-                (1 + stretch * options.stretch) * speed,
-                1 + warp * options.warp,
-                at_speed,
-            )
-            power = power * valid  # what was pushed past a clip's end is gone
         if options.reverb:
             if self.rooms is None:
                 least, most = options.reverb_time
@@ -300,3 +308,9 @@ class AudioItems(Items):
             ratio = torch.where(total > 0, loud * power.sum((1, 2)) / total, 0.0)
             power = power + noise * ratio.view(-1, 1, 1)
         return power * 10 ** (gain * options.gain / 10).view(-1, 1, 1)
+
+
+def _few(frames: Tensor) -> int:
+    """Frames of a batch of varied clips of so many, `(B,)`."""
+    longest = int(frames.max())
+    return longest if int(frames.min()) == longest else -(-longest // MULTIPLE) * MULTIPLE

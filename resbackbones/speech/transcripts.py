@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from resbackbones.data import Source
 from resbackbones.errors import InputError
-from resbackbones.speech.augment import Augment
+from resbackbones.speech.augment import Augment, tempo
 from resbackbones.speech.data import DRAWS, AudioItems
 from resbackbones.speech.recognition import IGNORED, NO_CHARACTER, ResidualForCTC
 from resbackbones.speech.recordings import Clips, read_clips
@@ -31,11 +31,11 @@ class TranscriptItems(AudioItems):
     Args:
         clips: from `read_clips`, with texts as labels, or a source to read them from; none is cut.
         model: whose features and symbols they are for; it is not kept.
-        augment: for training; None leaves the recordings alone. Whatever moves them in time, or
-            mixes two, leaves them without a part of what was said: shift, stretch, speed and mixup
-            must be 0.
+        augment: for training; None leaves the recordings alone. One that is slower or faster takes
+            more or fewer frames, as many as CTC needs at least. Moved or mixed with another, it
+            would be without a part of what was said: shift and mixup must be 0.
         evaluation: they are to be measured on, so `references` are in the batches.
-        budget: frames that a batch holds, if there is such a limit.
+        budget: frames that a batch holds, if there is such a limit, at their own speed.
         views: 2 for a second view of each recording, blanked elsewhere, in the second half of a
             batch (for `ResidualForCTC.consistency`).
         on_bad: "error" refuses bad recordings and those of too few frames by name, "skip" leaves
@@ -65,7 +65,7 @@ class TranscriptItems(AudioItems):
         seed: int = 0,
         device: str | torch.device = "cpu",
     ) -> None:
-        for name in ("shift", "stretch", "speed", "mixup"):
+        for name in ("shift", "mixup"):
             if augment is not None and getattr(augment, name):
                 raise InputError(
                     f"Augment has {name}={getattr(augment, name)}, which would leave a recording "
@@ -112,11 +112,13 @@ class TranscriptItems(AudioItems):
             if evaluation:
                 self.unaligned = told
             else:
-                clips = _without(clips, short, told)
+                clips, needed = _without(clips, short, told), needed[~short]
         if evaluation and (self.unknown or self.unaligned):
             warnings.warn("; ".join(self._told()), stacklevel=2)
         super().__init__(clips, hear, augment, seed=seed, device=device)
         self.whole = self.lengths
+        enough = model.output_lengths(torch.arange(1 + int(frames.max())))
+        self.least = torch.searchsorted(enough, needed)  # frames, for CTC to find its symbols in
         self.lengths = views * self.whole  # what a batch's size is told by
 
     def _told(self) -> Iterator[str]:
@@ -149,13 +151,15 @@ class TranscriptItems(AudioItems):
         `references` `(B, M)`, the code points of the texts, padded with -1. With two views B is
         twice the number of rows."""
         index = torch.as_tensor(rows)
-        frames = self.whole[index]
+        whole = frames = self.whole[index]
         labels = _padded([self._symbols(row) for row in rows], IGNORED).to(self.device)
         draws = self.draws(rows, DRAWS + 8)
-        features = self._heard(index, frames, self.augment, draws[:, :DRAWS])
+        if self.augment is not None:
+            frames = (whole / tempo(self.augment, draws)).round().long().maximum(self.least[index])
+        features = self._heard(index, whole, self.augment, draws[:, :DRAWS], played=frames)
         if self.views == 2:
             elsewhere = torch.cat([draws[:, :8], draws[:, DRAWS:], draws[:, 16:DRAWS]], 1)
-            other = self._heard(index, frames, self.augment, elsewhere)
+            other = self._heard(index, whole, self.augment, elsewhere, played=frames)
             features, frames = torch.cat([features, other]), frames.repeat(2)
             labels = labels.repeat(2, 1)
         batch = self._batch(features, frames, labels)

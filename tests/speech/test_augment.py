@@ -20,17 +20,21 @@ def test_warped_moves_stretches_and_scales() -> None:
     frames = torch.tensor([11, 7, 1])
     for row, count in enumerate(frames.tolist()):
         power[row, :, count:] = 0
-    zero, one = torch.zeros(3), torch.ones(3)
-    torch.testing.assert_close(warped(power, frames, zero, one, one), power)
-    moved = warped(power, frames, torch.tensor([2.0, -3.0, 0.0]), one, one)
+    zero, one, middle = torch.zeros(3), torch.ones(3), (frames - 1) / 2
+    torch.testing.assert_close(warped(power, middle, zero, one, one), power)
+    moved = warped(power, middle, torch.tensor([2.0, -3.0, 0.0]), one, one)
     torch.testing.assert_close(moved[0, :, :9], power[0, :, 2:])
     assert moved[0, :, 9:].abs().max() < 1e-5
     torch.testing.assert_close(moved[1, :, 3:10], power[1, :, :7])
     # Twice as fast: every other frame, the middle one in place.
-    fast = warped(power, frames, zero, 2 * one, one)
+    fast = warped(power, middle, zero, 2 * one, one)
     torch.testing.assert_close(fast[0, :, 3:8], power[0, :, 1:10:2])
     torch.testing.assert_close(fast[1, :, 2:5], power[1, :, 1:6:2])
-    low = warped(power, frames, zero, one, 2 * one)
+    # Half as fast, in as many frames as that takes: all of it, from the first frame on.
+    slow = warped(power, zero, zero, one / 2, one, size=21)
+    torch.testing.assert_close(slow[0, :, ::2], power[0])
+    torch.testing.assert_close(slow[0, :, 1::2], (power[0, :, 1:] + power[0, :, :-1]) / 2)
+    low = warped(power, middle, zero, one, 2 * one)
     torch.testing.assert_close(low[:, :4], power[:, ::2])
     assert low[:, 4:].abs().max() < 1e-5
 
@@ -49,7 +53,7 @@ def test_at_another_speed_a_tone_has_another_height(kind: str, speed: float) -> 
         place = bands_at_speed(torch.tensor([speed]), 40, front_end.f_min, front_end.f_max)
         one = torch.ones(1)
         frames = torch.tensor([sung.shape[2]])
-        heard = warped(sung, frames, 0 * one, one, one, place)
+        heard = warped(sung, (frames - 1) / 2, 0 * one, one, one, place)
         for power in (heard, wanted):
             band = power[0, :, 20:80].mean(1)
             middles.append(float((band * torch.arange(40)).sum() / band.sum()))

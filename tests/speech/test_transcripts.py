@@ -85,6 +85,35 @@ def test_views_differ_in_their_blanks_alone() -> None:
     assert not torch.equal(items.__getitems__([0, 2])["input_features"], batch["input_features"])
 
 
+@pytest.mark.parametrize("options", [{"stretch": 0.5}, {"stretch": 0, "speed": 0.5}])
+def test_slower_and_faster_ones_are_whole(options: dict[str, float]) -> None:
+    model, still = made(), Augment(0, 0, 0, gain=0, noise=0, time_mask=0, band_mask=0)
+    clips = tones.clips(["e" + "ab" * 9 + "e"] * 50, seconds=0.08)
+    own, other = (
+        TranscriptItems(clips, model, augment).__getitems__(range(50))
+        for augment in (still, replace(still, **options))
+    )
+    lengths, played = (batch["attention_mask"].sum(1) for batch in (own, other))
+    assert played.min() < 0.8 * lengths.min() and played.max() > 1.5 * lengths.max()
+    for row in range(50):  # it begins and ends with the same sound
+        features, slower = own["input_features"][row], other["input_features"][row]
+        first, last = lengths[row] // 20, lengths[row] - 1 - lengths[row] // 20
+        rate = played[row] / lengths[row]
+        for at in (first, last):
+            loud, heard = features[:, at].sum(), slower[:, (at * rate).round().int()].sum()
+            assert heard == pytest.approx(float(loud), rel=0.4)
+
+
+def test_faster_ones_have_room_for_their_symbols() -> None:
+    model = made()
+    clips = tones.clips(["abcde" * 4] * 50, seconds=0.05)
+    fast = Augment(0, stretch=0.5, time_mask=0, band_mask=0)
+    batch = TranscriptItems(clips, model, fast).__getitems__(range(50))
+    frames = batch["attention_mask"].sum(1)
+    assert model.output_lengths(frames).min() == 20  # some would have had fewer
+    assert torch.isfinite(model(**batch).loss)
+
+
 def test_blanks_grow_from_nothing() -> None:
     model, none = made(), replace(VARIED, time_mask=0, band_mask=0)
     kinds = (none, replace(VARIED, mask_epochs=2), VARIED)
@@ -136,7 +165,7 @@ def test_what_no_batch_holds_is_named() -> None:
     ("options", "said"),
     [
         ({"augment": Augment()}, "shift=0.1, which would leave a recording without"),
-        ({"augment": Augment(shift=0, stretch=0, speed=0.1)}, "speed=0.1"),
+        ({"augment": Augment(shift=0, mixup=0.1)}, "mixup=0.1"),
         ({"views": 2}, "views=2 with augment=None"),
         ({"views": 3, "augment": VARIED}, "views=3"),
     ],
