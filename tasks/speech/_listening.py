@@ -20,7 +20,13 @@ from resbackbones.speech import Augment, Clips, ResidualFeatureExtractor, decode
 from resbackbones.speech import ResidualForAudioClassification as Model
 from resbackbones.speech.detection import Detector, Listener, smoothed
 from resbackbones.speech.explain import picture
-from resbackbones.speech.operating import OperatingPoint, events, operating_curve, pause
+from resbackbones.speech.operating import (
+    OperatingCurve,
+    OperatingPoint,
+    events,
+    operating_curve,
+    pause,
+)
 from resbackbones.speech.recordings import FULL_SCALE
 from tasks._classification import Classification
 from tasks._running import wrapped
@@ -30,7 +36,7 @@ OTHER_WORDS = ("other", "unknown", "negative")
 NO_WORDS = {*OTHER_WORDS, "silence", "noise", "background", "background noise"}
 SPLICE = 0.15
 BLOCK = 32  # hops of a file that are computed together
-SMOOTHING = 3
+SMOOTHINGS = (1, 2, 3, 5, 7, 10)  # hops to choose from
 PIECE = 10  # seconds of a file between two steps of the bar
 Speech = Callable[[], Iterable[Tensor]]
 
@@ -165,12 +171,13 @@ def varied(config: Any, names: Sequence[str]) -> dict[str, Any]:
 def calibrate(
     config: Listening, validation: Clips, test: Clips, speech: Negatives, model: Model, place: Path
 ) -> str:
-    """Choose the threshold of a model's detector on validation clips and negatives, store it in its
-    configuration, draw the curve, and tell what it gives on the other clips and negatives."""
+    """Choose the smoothing and the threshold of a model's detector on validation clips and
+    negatives, store them in its configuration, draw the curve, and tell what they give on the other
+    clips and negatives."""
     was_training = model.training
     model.eval()
     words, per_hour = keywords_of(model, config.keywords), config.false_alarms
-    detector = Detector(model, words, smoothing=SMOOTHING)  # what does not fit is told before long
+    detector = Detector(model, words)  # what does not fit is told before long
     hop, refractory = detector.listener.hop, detector.refractory
     tracks = [
         _track(model, words, part(), f"{speech.name}, {name} half", seconds)
@@ -178,28 +185,36 @@ def calibrate(
             (speech.choose, speech.report), ("first", "second"), speech.seconds, strict=True
         )
     ]
-    peaks = [_peaks(model, words, clips) for clips in (validation, test)]
-    curve = operating_curve(peaks[0], [tracks[0]], hop, refractory)
-    chosen = curve.at(per_hour)
-    alarms = len(events(tracks[1].numpy(), chosen.threshold, pause(refractory, hop)))
-    missed = int((peaks[1] < chosen.threshold).sum())
-    hours = len(tracks[1]) * hop / 3600
-    reported = OperatingPoint(chosen.threshold, missed, len(peaks[1]), alarms, hours)
+    spoken = [_spoken(model, words, clips) for clips in (validation, test)]
+
+    def curve(half: int, smoothing: int) -> OperatingCurve:
+        track, peaks = _highest(tracks[half], smoothing), _peaks(*spoken[half], smoothing)
+        return operating_curve(peaks, [track], hop, refractory)
+
+    points = {smoothing: curve(0, smoothing).at(per_hour) for smoothing in SMOOTHINGS}
+    smoothing = min(points, key=lambda smoothing: points[smoothing].misses)
+    chosen = points[smoothing]
+    track, peaks = _highest(tracks[1], smoothing), _peaks(*spoken[1], smoothing)
+    alarms = len(events(track.numpy(), chosen.threshold, pause(refractory, hop)))
+    missed = int((peaks < chosen.threshold).sum())
+    hours = len(track) * hop / 3600
+    reported = OperatingPoint(chosen.threshold, missed, len(peaks), alarms, hours)
     model.config.detection = {
         "keywords": words,
         "threshold": chosen.threshold,
-        "smoothing": SMOOTHING,
+        "smoothing": smoothing,
         "hop": hop,
         "refractory": refractory,
         "chosen": str(chosen),
         "reported": str(reported),
         "negatives": speech.name,
     }
-    held_out = operating_curve(peaks[1], [tracks[1]], hop, refractory)
-    picture = report.save_figure(held_out.draw(reported), place / "false-alarms.png")
+    figure = curve(1, smoothing).draw(reported)
+    picture = report.save_figure(figure, place / "false-alarms.png")
     told = (
-        f"threshold {chosen.threshold:.6g} for {per_hour:g} false alarms per hour, chosen by half "
-        f"of {speech.name} and validation clips ({chosen}); the rest and test clips: {reported}"
+        f"threshold {chosen.threshold:.6g} of scores smoothed over {smoothing * hop:.2g} s for "
+        f"{per_hour:g} false alarms per hour, chosen by half of {speech.name} and validation clips "
+        f"({chosen}); the rest and test clips: {reported}"
     )
     print(f"{wrapped(told)}\n{picture} shows other thresholds", flush=True)
     model.train(was_training)
@@ -209,7 +224,7 @@ def calibrate(
 def _track(
     model: Model, words: Sequence[str], pieces: Iterable[Tensor], name: str, seconds: float
 ) -> Tensor:
-    """The highest smoothed score of a word at each hop of a signal."""
+    """The scores of words at each hop of a signal, `(hops, words)`."""
     listener = Listener(model, block=BLOCK)
     rate, found = model.processor.sampling_rate, []
     with _bar(name, seconds) as bar:
@@ -217,14 +232,22 @@ def _track(
             found.append(listener.push(piece))
             bar.update(round(len(piece) / rate, 3))
     found.append(listener.finish())
-    return smoothed(torch.cat(found)[:, _numbers(model, words)], SMOOTHING).max(1).values
+    return torch.cat(found)[:, _numbers(model, words)]
 
 
-def _peaks(model: Model, words: Sequence[str], clips: Clips) -> Tensor:
-    """The highest smoothed score of its word in each clip of a keyword, silence around it."""
+def _highest(track: Tensor, smoothing: int) -> Tensor:
+    """The highest smoothed score of a word at each hop, `(hops,)`."""
+    return smoothed(track, smoothing).max(1).values
+
+
+def _spoken(
+    model: Model, words: Sequence[str], clips: Clips
+) -> tuple[Tensor, list[tuple[int, int, int]]]:
+    """The scores of all classes at each hop of clips of keywords, one after the other with silence
+    between them, `(hops, K)`; and first hop, end and word of each."""
     listener = Listener(model, block=BLOCK)
     size = round(listener.hop * clips.sampling_rate)
-    gap, found, bounds, at = round(listener.window / listener.hop) + SMOOTHING, [], [], 0
+    gap, found, bounds, at = round(listener.window / listener.hop) + max(SMOOTHINGS), [], [], 0
     shares = clips.labels if clips.labels.ndim == 2 else None
     numbers = _numbers(model, words)
     for row, waveform in enumerate(clips.waveforms):
@@ -241,8 +264,13 @@ def _peaks(model: Model, words: Sequence[str], clips: Clips) -> Tensor:
         found.append(listener.push(padded))
         bounds += [(at, at + hops, number) for number in own]
         at += hops
-    scores = smoothed(torch.cat([*found, listener.finish()]), SMOOTHING)
-    return torch.stack([scores[a:b, number].max() for a, b, number in bounds])
+    return torch.cat([*found, listener.finish()]), bounds
+
+
+def _peaks(scores: Tensor, bounds: Sequence[tuple[int, int, int]], smoothing: int) -> Tensor:
+    """The highest smoothed score of its word in each clip of a keyword, `(N,)`."""
+    smooth = smoothed(scores, smoothing)
+    return torch.stack([smooth[a:b, number].max() for a, b, number in bounds])
 
 
 def _numbers(model: Model, words: Sequence[str]) -> list[int]:

@@ -12,11 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+import torch
 import transformers
 
 from resbackbones.errors import InputError
 from resbackbones.report import load_records
+from resbackbones.speech import ResidualForAudioClassification
 from tasks._using import run
+from tasks.speech import _listening
 from tasks.speech._listening import varied
 from tasks.speech.spot_keywords import TASK, Config
 
@@ -287,3 +290,23 @@ def test_who_listens_for_words_learns_what_is_none(tmp_path: Path) -> None:
     for other in ({"multi_label": True}, {"augment": False}):
         with pytest.raises(InputError, match=r"--splice 0.3"):
             varied(replace(asked, **other), names)
+
+
+def test_the_smoothing_is_chosen_that_misses_least(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Negatives of short, sure moments, and keywords of less sure, longer ones."""
+    model = ResidualForAudioClassification.build("tc_resnet8", labels=["yes", "other"])
+    track, spoken = torch.zeros(80_000, 1), torch.zeros(600, 2)
+    track[::100], spoken.view(20, 30, 2)[:, 10:17, 0] = 0.9, 0.8
+    bounds = [(row * 30, row * 30 + 30, 0) for row in range(20)]
+    monkeypatch.setattr(_listening, "_track", lambda *_: track.double())
+    monkeypatch.setattr(_listening, "_spoken", lambda *_: (spoken.double(), bounds))
+    config = Config(data=tmp_path, negatives="noises")
+    unused: Any = None
+    speech = _listening.Negatives(lambda: [], lambda: [], "noises", (0, 0))
+    told = _listening.calibrate(config, unused, unused, speech, model, tmp_path)
+    detection = model.config.detection
+    assert detection is not None and detection["smoothing"] == 2  # one hop would miss all of them
+    assert 0.44 < detection["threshold"] <= 0.8
+    assert "smoothed over 0.2 s" in told and "0.0 % of 20 keywords missed" in told
