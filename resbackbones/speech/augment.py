@@ -41,11 +41,11 @@ class Augment:
         band_mask: most features blanked at a time; two times (likewise).
         mask_epochs: first epochs, in which both grow from nothing to that: CTC finds out late how
             symbols and sounds go together where many of either are missing.
+        mixup: half-width of the share that another clip of the set may take, up to 0.5 (Zhang
+            2018); labels are mixed alike.
         splice: share of the clips that go on, from the middle of what is said, with the second half
             of another one: they are of no word any more, and sound like what a detector hears
             between words and inside longer ones. It takes a class for that.
-        mixup: half-width of the share that another clip of the set may take, up to 0.5 (Zhang
-            2018); labels are mixed alike.
     """
 
     shift: float = 0.1

@@ -26,7 +26,7 @@ from resbackbones.weights import load_weights
 from tasks.speech._baseline import by_segments, of_mfcc
 
 COEFFICIENTS = 20
-# Nothing that moves a recording in time, which would leave it without a part of what was said.
+# Nothing that moves a recording or mixes two, which would be without a part of what was said.
 VARIED = Augment(
     shift=0.0,
     stretch=0.0,
