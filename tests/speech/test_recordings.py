@@ -494,5 +494,5 @@ def test_an_hour_among_seconds_takes_little_memory() -> None:
     )
     assert ended.returncode == 0, ended.stderr
     cut, frames, megabytes = ended.stdout.split()
-    assert (cut, frames) == ("1", "1001")
+    assert (cut, frames) == ("1", "1008")  # ten seconds, in a multiple of 16
     assert float(megabytes) < 150
