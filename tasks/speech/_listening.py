@@ -60,7 +60,7 @@ class Listening(Classification):
     """With --predict MODEL: recordings of any length, of which the moments of words are told."""
     splice: float | None = None
     """Share of training clips that go on with the second half of another one and are no word, as
-    what a detector hears between words; fewer false alarms, and a little less accuracy (0.15 with
+    what a detector hears between words: fewer false alarms, and less accuracy (0.15 with
     --negatives and a class called other, unknown or negative, else none)."""
     explain: Path | None = None
     """With --predict MODEL FILE: a picture of where in the spectrogram the answer comes from (of
@@ -270,7 +270,8 @@ def _spoken(
 def _peaks(scores: Tensor, bounds: Sequence[tuple[int, int, int]], smoothing: int) -> Tensor:
     """The highest smoothed score of its word in each clip of a keyword, `(N,)`."""
     smooth = smoothed(scores, smoothing)
-    return torch.stack([smooth[a:b, number].max() for a, b, number in bounds])
+    peaks = [float(smooth[a:b, number].max()) for a, b, number in bounds]
+    return torch.tensor(peaks, dtype=torch.float64)
 
 
 def _numbers(model: Model, words: Sequence[str]) -> list[int]:

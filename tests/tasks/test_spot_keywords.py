@@ -310,3 +310,16 @@ def test_the_smoothing_is_chosen_that_misses_least(
     assert detection is not None and detection["smoothing"] == 2  # one hop would miss all of them
     assert 0.44 < detection["threshold"] <= 0.8
     assert "smoothed over 0.2 s" in told and "0.0 % of 20 keywords missed" in told
+
+
+def test_a_threshold_needs_keywords_to_miss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = ResidualForAudioClassification.build("tc_resnet8", labels=["yes", "other"])
+    speech = _listening.Negatives(lambda: [], lambda: [], "noises", (0, 0))
+    monkeypatch.setattr(_listening, "_track", lambda *_: torch.zeros(100, 1).double())
+    monkeypatch.setattr(_listening, "_spoken", lambda *_: (torch.zeros(0, 2).double(), []))
+    unused: Any = None
+    config = Config(data=tmp_path, negatives="noises")
+    with pytest.raises(InputError, match="there are 0 clips of keywords and 100 hops without"):
+        _listening.calibrate(config, unused, unused, speech, model, tmp_path)
