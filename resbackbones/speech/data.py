@@ -37,8 +37,8 @@ from resbackbones.speech.powers import (
 from resbackbones.speech.recordings import Clips, read_clips
 from resbackbones.speech.resampling import without_autocast
 
-# Varied clips of several lengths make batches of a multiple of so many frames: what prepares itself
-# for each shape anew (oneDNN, cuDNN) then finds few of them, which is a fifth of a training's time.
+# Varied clips of several lengths make batches of a multiple of so many frames: of what prepares
+# itself for each shape anew, and keeps only some of them (oneDNN, cuDNN), few are asked.
 MULTIPLE = 16
 DRAWS = 24  # eight to move and vary, eight for `spec_augment`, eight to move and vary again
 

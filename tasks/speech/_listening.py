@@ -187,14 +187,14 @@ def calibrate(
     ]
     spoken = [_spoken(model, words, clips) for clips in (validation, test)]
 
-    def curve(half: int, smoothing: int) -> OperatingCurve:
-        track, peaks = _highest(tracks[half], smoothing), _peaks(*spoken[half], smoothing)
-        return operating_curve(peaks, [track], hop, refractory)
+    def heard(half: int, smoothing: int) -> tuple[Tensor, Tensor, OperatingCurve]:
+        peaks, track = _peaks(*spoken[half], smoothing), _highest(tracks[half], smoothing)
+        return peaks, track, operating_curve(peaks, [track], hop, refractory)
 
-    points = {smoothing: curve(0, smoothing).at(per_hour) for smoothing in SMOOTHINGS}
+    points = {smoothing: heard(0, smoothing)[2].at(per_hour) for smoothing in SMOOTHINGS}
     smoothing = min(points, key=lambda smoothing: points[smoothing].misses)
     chosen = points[smoothing]
-    track, peaks = _highest(tracks[1], smoothing), _peaks(*spoken[1], smoothing)
+    peaks, track, curve = heard(1, smoothing)
     alarms = len(events(track.numpy(), chosen.threshold, pause(refractory, hop)))
     missed = int((peaks < chosen.threshold).sum())
     hours = len(track) * hop / 3600
@@ -209,8 +209,7 @@ def calibrate(
         "reported": str(reported),
         "negatives": speech.name,
     }
-    figure = curve(1, smoothing).draw(reported)
-    picture = report.save_figure(figure, place / "false-alarms.png")
+    picture = report.save_figure(curve.draw(reported), place / "false-alarms.png")
     told = (
         f"threshold {chosen.threshold:.6g} of scores smoothed over {smoothing * hop:.2g} s for "
         f"{per_hour:g} false alarms per hour, chosen by half of {speech.name} and validation clips "
