@@ -26,16 +26,20 @@ from resbackbones.weights import load_weights
 from tasks.speech._baseline import by_segments, of_mfcc
 
 COEFFICIENTS = 20
-# Nothing that moves a recording or mixes two, which would be without a part of what was said.
-VARIED = Augment(
-    shift=0.0,
-    stretch=0.0,
-    noise=0.5,
-    noise_level=(10.0, 40.0),
-    time_mask=0.15,
-    band_mask=12,
-    mask_epochs=12,
-)
+
+
+def varied(config: Any) -> Augment:
+    """What happens to training recordings: nothing that moves one or mixes two, which would be
+    without a part of what was said."""
+    return Augment(
+        shift=0.0,
+        stretch=config.stretch,
+        noise=0.5,
+        noise_level=(10.0, 40.0),
+        time_mask=0.15,
+        band_mask=12,
+        mask_epochs=12,
+    )
 
 
 def vocabulary(config: Any, texts: Sequence[str]) -> tuple[CTCTokenizer, str]:

@@ -55,7 +55,9 @@ class Config(Hearing, Searching):
     sampling_rate: int = 16000
     """What recordings are resampled to, in Hz."""
     augment: bool = True
-    """Vary training recordings: speaker, loudness, noise, blanks."""
+    """Vary training recordings: speaker, loudness, noise, blanks, tempo."""
+    stretch: float = 0.0
+    """How much slower or faster they are at most, at the same pitch: 0.1 is a tenth."""
     consistency: float = 0.0
     """How much two views of a recording, blanked elsewhere, are drawn to one answer (CR-CTC, Yao et
     al. 2024: 0.2); a training then takes twice as long."""
@@ -88,9 +90,8 @@ def experiment(config: Config) -> Experiment:
     splits = config.open("audio", Transcripts())
     tokenizer, origin = texts.vocabulary(config, splits.train.targets())
     searches = Searches.to_train(config, tokenizer, splits.train.targets())
-    hear = ResidualFeatureExtractor(
-        feature_size=spec.in_channels, sampling_rate=config.sampling_rate
-    )
+    rate = config.sampling_rate
+    hear = ResidualFeatureExtractor(feature_size=spec.in_channels, sampling_rate=rate)
     processor = ResidualCTCProcessor(hear, tokenizer)
 
     def build(**changes: Any) -> Model:
@@ -100,14 +101,12 @@ def experiment(config: Config) -> Experiment:
 
     model = build()  # what does not fit together is told before the recordings are read
     # Whole: of a recording that was cut, a transcript would not be the text.
-    listen = partial(
-        read_clips, sampling_rate=hear.sampling_rate, on_bad=config.on_bad, max_seconds=math.inf
-    )
+    listen = partial(read_clips, sampling_rate=rate, on_bad=config.on_bad, max_seconds=math.inf)
     train, validation, test = each(splits, listen)
     made = partial(TranscriptItems, model=model, on_bad=config.on_bad, device=config.where)
     learned = made(
         train,
-        augment=texts.VARIED if config.augment else None,
+        augment=texts.varied(config) if config.augment else None,
         views=2 if config.consistency else 1,
         budget=config.budget,
     )

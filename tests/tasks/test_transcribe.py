@@ -127,6 +127,7 @@ def test_bad_input_is_one_sentence(
     assert "dims=1" in told("--data", data, "--spec", "mel_resnet14")
     assert "--consistency is -1.0" in told("--data", data, "--consistency", "-1")
     assert "leave one of them out" in told("--data", data, "--consistency", "1", "--no-augment")
+    assert "stretch=0.9; use a number" in told("--data", data, "--stretch", "0.9")
     assert "--pieces is 0" in told("--data", data, "--pieces", "0")
     assert "a batch holds 20" in told("--data", data, "--budget", "20")
     assert "--freeze keeps what --weights gives" in told("--data", data, "--freeze")
