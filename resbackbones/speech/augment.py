@@ -4,6 +4,7 @@ import dataclasses
 import math
 import os
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from resbackbones.errors import InputError
 
 # Decibels by which the sound itself is above all that a room sends back, least and most.
 DIRECT = (0.0, 12.0)
+DRAWS = 24  # uniform numbers that a clip has; two are left over
 
 
 @dataclass(frozen=True)
@@ -88,9 +90,39 @@ class Augment:
                 )
 
 
-def tempo(options: Augment, draws: Tensor) -> Tensor:
-    """How many times as fast clips are, `(B,)`, by their draws `(B, 17)` and more."""
-    stretch, speed = 2 * draws[:, 1] - 1, 2 * draws[:, 16] - 1
+class Drawn(NamedTuple):
+    """What is drawn for the clips of a batch: uniform numbers from 0 to 1, `(B,)` of each kind, and
+    of blanks `(B, 2, 4)`, as `spec_augment` takes them."""
+
+    shift: Tensor
+    stretch: Tensor
+    warp: Tensor
+    gain: Tensor
+    noise_level: Tensor
+    noise_colour: Tensor
+    noise_start: Tensor
+    has_noise: Tensor
+    blanks: Tensor
+    speed: Tensor
+    in_room: Tensor
+    reverb_time: Tensor
+    direct: Tensor
+    which_room: Tensor
+    which_noise: Tensor
+
+    @classmethod
+    def of(cls, draws: Tensor) -> "Drawn":
+        """From `(B, DRAWS)`."""
+        varied, blanks = draws[:, :8].unbind(1), draws[:, 8:16].unflatten(1, (2, 4))
+        return cls._make([*varied, blanks, *draws[:, 16:22].unbind(1)])
+
+    def to(self, device: torch.device) -> "Drawn":
+        return Drawn._make(each.to(device) for each in self)
+
+
+def tempo(options: Augment, drawn: Drawn) -> Tensor:
+    """How many times as fast clips are, `(B,)`."""
+    stretch, speed = 2 * drawn.stretch - 1, 2 * drawn.speed - 1
     return (1 + stretch * options.stretch) * (1 + speed * options.speed)
 
 

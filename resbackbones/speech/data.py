@@ -18,7 +18,9 @@ from resbackbones.data import Items, Source, mixed_labels
 from resbackbones.errors import InputError
 from resbackbones.speech.augment import (
     DIRECT,
+    DRAWS,
     Augment,
+    Drawn,
     bands_at_speed,
     decays,
     reverberant,
@@ -40,7 +42,6 @@ from resbackbones.speech.resampling import without_autocast
 # Varied clips of several lengths make batches of a multiple of so many frames: of what prepares
 # itself for each shape anew, and keeps only some of them (oneDNN, cuDNN), few are asked.
 MULTIPLE = 16
-DRAWS = 24  # eight to move and vary, eight for `spec_augment`, eight to move and vary again
 
 
 class AudioItems(Items):
@@ -154,30 +155,23 @@ class AudioItems(Items):
         index, options = torch.as_tensor(rows), self.augment
         labels, frames = self.labels[index.to(self.device)], self.lengths[index]
         if options is None:
-            features = self._heard(index, frames)
-        else:
-            draws = self.draws(rows, 2 * DRAWS + 3)
-            features = self._heard(index, frames, options, draws[:, :DRAWS])
-            if options.mixup or options.splice:
-                features, labels = self._joined(features, frames, labels, options, index, draws)
+            return self._batch(self._heard(index, frames), frames, labels)
+        draws = self.draws(rows, 2 * DRAWS + 3)
+        features = self._heard(index, frames, Drawn.of(draws))
+        if options.mixup or options.splice:
+            features, labels = self._joined(index, features, labels, options, draws[:, DRAWS:])
         return self._batch(features, frames, labels)
 
     def _joined(
-        self,
-        features: Tensor,
-        frames: Tensor,
-        labels: Tensor,
-        options: Augment,
-        index: Tensor,
-        draws: Tensor,
+        self, index: Tensor, features: Tensor, labels: Tensor, options: Augment, draws: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Features `(B, F, T)` and labels of clips that are mixed with others of the set, or go on
-        as these."""
-        share, partner, whether = draws[:, 2 * DRAWS :].unbind(1)
+        as these; draws of the others, and `(B, 3)` of how."""
+        share, partner, whether = draws[:, DRAWS:].unbind(1)
         partners = (partner * len(self)).long()
         # Of a longer one what stands past the item's end would not be heard.
-        common = torch.minimum(frames, self.lengths[partners])
-        other = self._heard(partners, common, options, draws[:, DRAWS : 2 * DRAWS])
+        common = torch.minimum(self.lengths[index], self.lengths[partners])
+        other = self._heard(partners, common, Drawn.of(draws))
         other = functional.pad(other, (0, features.shape[-1] - other.shape[-1]))
         other_labels = self.labels[partners.to(self.device)]
         share = options.mixup * share.to(self.device)
@@ -225,45 +219,44 @@ class AudioItems(Items):
         self,
         index: Tensor,
         frames: Tensor,
-        options: Augment | None = None,
-        draws: Tensor | None = None,
+        drawn: Drawn | None = None,
         first: Tensor | int = 0,
         played: Tensor | None = None,
     ) -> Tensor:
-        """Features `(B, F, T)` of `frames` `(B,)` of these rows, from `first` `(B,)` on, varied
-        where there are options: in as many frames, or whole, played in `played` `(B,)`."""
+        """Features `(B, F, T)` of `frames` `(B,)` of these rows, from `first` `(B,)` on, varied as
+        it was drawn: in as many frames, or whole, played in `played` `(B,)`."""
+        options = None if drawn is None else self.augment
         place = torch.arange(int(frames.max()) if options is None else _few(frames))
         inside = place < frames.unsqueeze(1)
         place = ((self.starts[index] + first).unsqueeze(1) + place).where(inside, 0).to(self.device)
         power = (self.power[place] * inside.unsqueeze(2).to(self.device)).transpose(1, 2)
         frames = frames.to(self.device)
-        if options is None or draws is None:
+        if options is None or drawn is None:
             return self.front_end.features(power, frames)
-        draws = draws.to(self.device)
+        drawn = drawn.to(self.device)
         with without_autocast(power):
             if options.shift or options.stretch or options.warp or options.speed:
-                power = self._moved(power, frames, options, draws, played)
+                power = self._moved(power, frames, options, drawn, played)
             frames = frames if played is None else played.to(self.device)
-            power = self._varied(power, frames, options, draws)
+            power = self._varied(power, frames, options, drawn)
         features = self.front_end.features(power, frames)
         grown = min(1.0, self.epoch / options.mask_epochs) if options.mask_epochs else 1.0
         time = round(grown * options.time_mask * self.frame_rate)
-        places = draws[:, 8:16].unflatten(1, (2, 4))
-        return spec_augment(features, frames, places, time, round(grown * options.band_mask))
+        return spec_augment(features, frames, drawn.blanks, time, round(grown * options.band_mask))
 
     def _moved(
-        self, power: Tensor, frames: Tensor, options: Augment, draws: Tensor, played: Tensor | None
+        self, power: Tensor, frames: Tensor, options: Augment, drawn: Drawn, played: Tensor | None
     ) -> Tensor:
         """Powers `(B, n_mels, T)` of another speaker, at another time and speed. What is pushed
         past an end is gone, unless all of it is `played` in so many frames, `(B,)`."""
-        shift, _, warp = (2 * draws[:, :3] - 1).unbind(1)
+        shift, warp = 2 * drawn.shift - 1, 2 * drawn.warp - 1
         at_speed = None
         if options.speed:
-            pitch, front_end = 1 + options.speed * (2 * draws[:, 16] - 1), self.front_end
+            pitch, front_end = 1 + options.speed * (2 * drawn.speed - 1), self.front_end
             at_speed = bands_at_speed(pitch, front_end.n_mels, front_end.f_min, front_end.f_max)
         if played is None:
             pivot, earlier = (frames - 1) / 2, shift * options.shift * self.frame_rate
-            speed, played = tempo(options, draws), frames
+            speed, played = tempo(options, drawn), frames
             size = power.shape[-1]
         else:
             size, played = _few(played), played.to(power.device)
@@ -272,38 +265,37 @@ class AudioItems(Items):
         power = warped(power, pivot, earlier, speed, 1 + warp * options.warp, at_speed, size)
         return power * valid_mask(played, size).unsqueeze(1)
 
-    def _varied(self, power: Tensor, frames: Tensor, options: Augment, draws: Tensor) -> Tensor:
+    def _varied(self, power: Tensor, frames: Tensor, options: Augment, drawn: Drawn) -> Tensor:
         """A room, noise and another loudness for powers `(B, n_mels, T)`."""
-        gain = 2 * draws[:, 3] - 1
-        level, colour, start, whether = draws[:, 4:8].unbind(1)
-        in_room, seconds, direct, which_room, which_noise = draws[:, 17:22].unbind(1)
+        gain = 2 * drawn.gain - 1
         size = power.shape[-1]
         valid = valid_mask(frames, size).unsqueeze(1)
         if options.reverb:
             if self.rooms is None:
                 least, most = options.reverb_time
                 longest = 1 + math.ceil(most * self.frame_rate)
-                below = DIRECT[0] + direct * (DIRECT[1] - DIRECT[0])
-                rooms = decays(least + seconds * (most - least), below, self.frame_rate, longest)
+                below = DIRECT[0] + drawn.direct * (DIRECT[1] - DIRECT[0])
+                seconds = least + drawn.reverb_time * (most - least)
+                rooms = decays(seconds, below, self.frame_rate, longest)
             else:
-                rooms = self.rooms[(which_room * len(self.rooms)).long()]
+                rooms = self.rooms[(drawn.which_room * len(self.rooms)).long()]
             heard = reverberant(power, rooms[:, :size]) * valid
-            power = torch.where((in_room < options.reverb).view(-1, 1, 1), heard, power)
+            power = torch.where((drawn.in_room < options.reverb).view(-1, 1, 1), heard, power)
         if options.noise:
             lengths = self.noise_lengths.to(power.device)
-            which = (which_noise * len(lengths)).long()
-            first, length = (start * lengths[which]).long(), lengths[which].unsqueeze(1)
+            which = (drawn.which_noise * len(lengths)).long()
+            first, length = (drawn.noise_start * lengths[which]).long(), lengths[which].unsqueeze(1)
             place = (first.unsqueeze(1) + torch.arange(size, device=power.device)) % length
             noise = self.noise[place + (lengths.cumsum(0) - lengths)[which].unsqueeze(1)]
             noise = noise.transpose(1, 2) * valid
             if options.noise_from is None:
                 slope = torch.exp2(
-                    -2 * colour.unsqueeze(1) * self.octaves
+                    -2 * drawn.noise_colour.unsqueeze(1) * self.octaves
                 )  # brown: -6 dB an octave
                 noise = noise * slope.unsqueeze(2)
             least, most = options.noise_level
-            below = least + level * (most - least)
-            loud = (whether < options.noise) * 10 ** (-below / 10)
+            below = least + drawn.noise_level * (most - least)
+            loud = (drawn.has_noise < options.noise) * 10 ** (-below / 10)
             total = noise.sum((1, 2))  # of a silent stretch 0
             ratio = torch.where(total > 0, loud * power.sum((1, 2)) / total, 0.0)
             power = power + noise * ratio.view(-1, 1, 1)

@@ -10,8 +10,8 @@ from torch import Tensor
 from resbackbones.data import Classes, Source
 from resbackbones.data.columns import plain_values
 from resbackbones.errors import InputError
-from resbackbones.speech.augment import Augment
-from resbackbones.speech.data import DRAWS, AudioItems
+from resbackbones.speech.augment import DRAWS, Augment, Drawn
+from resbackbones.speech.data import AudioItems
 from resbackbones.speech.frontend import ResidualFeatureExtractor
 from resbackbones.speech.recordings import Clips
 
@@ -97,7 +97,7 @@ class SpeakerItems(AudioItems):
         frames = self.least + (length * (self.most - self.least + 1)).long()
         frames = torch.minimum(frames, whole)
         first = (place * (whole - frames + 1)).long()
-        features = self._heard(index, frames, self.augment, draws[:, :DRAWS], first)
+        features = self._heard(index, frames, Drawn.of(draws), first)
         return self._batch(features, frames, self.labels[index.to(self.device)])
 
 

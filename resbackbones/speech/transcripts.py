@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from resbackbones.data import Source
 from resbackbones.errors import InputError
-from resbackbones.speech.augment import Augment, tempo
-from resbackbones.speech.data import DRAWS, AudioItems
+from resbackbones.speech.augment import DRAWS, Augment, Drawn, tempo
+from resbackbones.speech.data import AudioItems
 from resbackbones.speech.recognition import IGNORED, NO_CHARACTER, ResidualForCTC
 from resbackbones.speech.recordings import Clips, read_clips
 
@@ -154,12 +154,13 @@ class TranscriptItems(AudioItems):
         whole = frames = self.whole[index]
         labels = _padded([self._symbols(row) for row in rows], IGNORED).to(self.device)
         draws = self.draws(rows, DRAWS + 8)
+        drawn = Drawn.of(draws)
         if self.augment is not None:
-            frames = (whole / tempo(self.augment, draws)).round().long().maximum(self.least[index])
-        features = self._heard(index, whole, self.augment, draws[:, :DRAWS], played=frames)
+            frames = (whole / tempo(self.augment, drawn)).round().long().maximum(self.least[index])
+        features = self._heard(index, whole, drawn, played=frames)
         if self.views == 2:
-            elsewhere = torch.cat([draws[:, :8], draws[:, DRAWS:], draws[:, 16:DRAWS]], 1)
-            other = self._heard(index, whole, self.augment, elsewhere, played=frames)
+            elsewhere = drawn._replace(blanks=draws[:, DRAWS:].unflatten(1, (2, 4)))
+            other = self._heard(index, whole, elsewhere, played=frames)
             features, frames = torch.cat([features, other]), frames.repeat(2)
             labels = labels.repeat(2, 1)
         batch = self._batch(features, frames, labels)

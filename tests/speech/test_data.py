@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from resbackbones.data import open_dataset
 from resbackbones.errors import InputError
 from resbackbones.speech import AudioItems, Augment, Clips, ResidualFeatureExtractor
-from resbackbones.speech.data import DRAWS
+from resbackbones.speech.augment import DRAWS
 
 OFF = Augment(0, 0, 0, 0, 0, (0, 0), 0, 0, 0)
 MORE = {"speed": 0.1, "reverb": 0.5}  # what is off unless asked for
