@@ -47,6 +47,9 @@ class Listening(Classification):
 
     phrase: str | None = None
     """Learn this wake word, as "hey robot", from synthesised speech instead of --data."""
+    synthesised: int = 0
+    """So many clips of the name of each class, by voices of espeak-ng (the extra `wakeword`), that
+    training hears beside --data, where it has few speakers."""
     negatives: str | None = None
     """Long recordings without a keyword, a folder or a data set: half of them choose the threshold
     of a detector, the other half count its false alarms (of --phrase: synthesised)."""
@@ -76,6 +79,11 @@ class Listening(Classification):
         for name in ("listen", "explain"):
             if getattr(self, name) and not self.predict:
                 raise InputError(f"--{name} asks a saved model; give it with --predict MODEL")
+        if self.synthesised < 0 or (self.synthesised and self.phrase is not None):
+            raise InputError(
+                f"--synthesised is {self.synthesised}; give a number from 0 up, and recordings "
+                "with --data (all that --phrase hears is synthesised)"
+            )
         for name in ("hours", "false_alarms"):
             if not getattr(self, name) > 0:
                 raise InputError(

@@ -24,8 +24,11 @@ def protocol_of(names: Sequence[str]) -> str:
     return f"own words, {len(names)} classes"
 
 
-def named(made: Experiment) -> Experiment:
-    """The same, its protocol named in what is said and recorded."""
+def named(made: Experiment, synthesised: int = 0) -> Experiment:
+    """The same, its protocol named in what is said and recorded: which words, and how many clips
+    of each that training hears are synthesised."""
     which = protocol_of(made.splits.train.target.names)
+    if synthesised:
+        which += f", {synthesised:,} synthesised clips of each word in training"
     found = f"{which[0].upper()}{which[1:]}. {made.splits.found()}\n{made.found}"
     return replace(made, protocol=f"{which}; {protocol(made)}", found=found)
