@@ -15,7 +15,7 @@ wake word is learned from voices of espeak-ng (GPL; the extra `wakeword`), which
 
     python -m tasks.speech.spot_keywords --phrase "hey robot"
 
-With recordings of few speakers, --synthesised 100 has such voices say the words beside them. WAV,
+With recordings of few speakers, --synthesised 300 has such voices say the words beside them. WAV,
 FLAC, OGG and MP3 of any sampling rate and length are read; a recording far longer than the others
 is cut, and named. Without a validation split, 10 % of the training rows are held out, by speaker
 where speakers are named. mel_resnet14_wide and bc_resnet2 see a spectrogram as a picture.
