@@ -29,10 +29,10 @@ ORDERS: dict[Unit, int] = {"token": 6, "word": 3}
 # Weights of the language model, and bonuses per token or word, to choose from; and what is taken
 # where there is nothing to choose by.
 GRIDS: dict[Unit, tuple[Sequence[float], Sequence[float]]] = {
-    "token": ((0.2, 0.4, 0.6, 0.9), (0.0, 0.5, 1.0)),
+    "token": ((0.3, 0.6, 0.9, 1.3), (0.0, 1.0, 2.0)),
     "word": ((0.3, 0.6, 1.0, 1.5), (0.0, 1.0, 2.0)),
 }
-USUAL: dict[Unit, tuple[float, float]] = {"token": (0.4, 0.5), "word": (0.6, 1.0)}
+USUAL: dict[Unit, tuple[float, float]] = {"token": (0.6, 1.0), "word": (0.6, 1.0)}
 CHOOSE = 256  # recordings that weights are chosen by, at most
 
 

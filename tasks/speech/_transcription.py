@@ -28,9 +28,11 @@ from tasks.speech._baseline import by_segments, of_mfcc
 COEFFICIENTS = 20
 
 
-def varied(config: Any) -> Augment:
-    """What happens to training recordings: nothing that moves one or mixes two, which would be
-    without a part of what was said."""
+def varied(config: Any) -> Augment | None:
+    """What happens to training recordings, if anything: nothing that moves one or mixes two, which
+    would be without a part of what was said."""
+    if not config.augment:
+        return None
     return Augment(
         shift=0.0,
         stretch=config.stretch,

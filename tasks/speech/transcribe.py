@@ -3,16 +3,16 @@ r"""Train a residual recogniser that writes down what is said.
     python -m tasks.speech.transcribe --data ../shared/data/mboshi --name Mboshi --epochs 66
 
 Data are recordings with a column of transcripts, in any script and language; symbols are their
-characters, or pieces of words (--symbols bpe). The net gives each frame a symbol or none, and is
-trained by CTC; a text is read off it frame by frame, or is the likeliest that a beam search finds,
-which n-grams of the training texts may help (--search beam): errors of all three are told. Without
---data it learns sentences of common English words that espeak-ng speaks (GPL; the extra
-`wakeword`): their voices are not people, and none of them, and no sentence, is in two splits.
+characters, or pieces of words (--symbols bpe). The net gives each frame a symbol or none, trained
+by CTC; a text is read off it frame by frame, or is the likeliest that a beam search finds, which
+n-grams of the training texts may help (--search beam): errors of all three are told. Without --data
+it learns sentences of common words that espeak-ng speaks (GPL; the extra `wakeword`): no people
+speak, and no voice and no sentence is in two splits.
 
-What is measured is the character error rate: substitutions, deletions and insertions over the
-characters that were said, spaces among them (Mboshi: 21.7 %, by n-grams 19.1, after 92 minutes on
-one core); and the same of words. Texts are normalised before (--text). The baseline writes what was
-said in the training recording that sounds most alike (87.8 %); a net that writes nothing has 100 %.
+The character error rate is substitutions, deletions and insertions over the characters that were
+said, spaces among them (Mboshi: 21.7 %, by n-grams 19.1, after 92 minutes on one core); and there
+is the same of words. The baseline writes what was said in the training recording that sounds most
+alike (87.8 %); a net that writes nothing has 100 %. Texts are normalised before (--text).
 --predict MODEL --listen FILE writes down hours, --live FILE words as they come (--causal).
 """
 
@@ -63,7 +63,8 @@ class Config(Hearing, Searching):
     al. 2024: 0.2); a training then takes twice as long."""
     dropout: float = 0.1
     """Inside the net's branches."""
-    epochs: int = 40
+    epochs: int | None = None  # type: ignore[assignment]
+    """Passes over the recordings (40; over synthesised sentences 20)."""
     batch_size: int = 16
     budget: int | None = 4_000
     optimizer: Kind = "adamw"
@@ -79,6 +80,8 @@ class Config(Hearing, Searching):
     def __post_init__(self) -> None:
         if self.data is None and not self.predict:
             object.__setattr__(self, "data", sentences.NAME)
+        if self.epochs is None:
+            object.__setattr__(self, "epochs", 20 if self.data == sentences.NAME else 40)
         super().__post_init__()
         texts.refuse(self)
 
@@ -104,12 +107,8 @@ def experiment(config: Config) -> Experiment:
     listen = partial(read_clips, sampling_rate=rate, on_bad=config.on_bad, max_seconds=math.inf)
     train, validation, test = each(splits, listen)
     made = partial(TranscriptItems, model=model, on_bad=config.on_bad, device=config.where)
-    learned = made(
-        train,
-        augment=texts.varied(config) if config.augment else None,
-        views=2 if config.consistency else 1,
-        budget=config.budget,
-    )
+    varied, views = texts.varied(config), 2 if config.consistency else 1
+    learned = made(train, augment=varied, views=views, budget=config.budget)
     chooses = made(validation, evaluation=True)
     return Experiment(
         splits,
