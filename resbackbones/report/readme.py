@@ -22,11 +22,12 @@ BENCHMARK_ARM = re.compile(r"(plain|residual)-(\d+)")
 
 
 def results_table(records: Sequence[Record]) -> str:
-    """One row per task, data set and net: the net, its plain twin, the baseline, the published.
-    Data on which changes of a training were compared stand in `ablations_table`."""
-    arms = {(r.task, r.dataset, r.arm): r for r in records if not BENCHMARK_ARM.fullmatch(r.arm)}
-    compared = {(task, dataset) for task, dataset, arm in arms if CHANGE in arm}  # in another table
-    arms = {key: record for key, record in arms.items() if key[:2] not in compared}
+    """One row per task, data set and net: the net, its plain twin, the baseline, the published."""
+    arms = {
+        (r.task, r.dataset, r.arm): r
+        for r in records
+        if CHANGE not in r.arm and not BENCHMARK_ARM.fullmatch(r.arm)  # in tables of their own
+    }
     rows = []
     for (task, dataset, arm), record in sorted(arms.items(), key=lambda item: _natural(item[0])):
         twin = arms.get((task, dataset, arm + TWIN))
@@ -98,7 +99,8 @@ def ablations_table(records: Sequence[Record]) -> str:
         if (task, dataset, arm) not in compared:
             continue
         usual = arms.get((task, dataset, arm, ""))
-        gain = f"{100 * (record.mean - usual.mean):+.1f}" if usual and change else "-"
+        better = 100 if record.higher_is_better else -100
+        gain = f"{better * (record.mean - usual.mean):+.1f}" if usual and change else "-"
         rows.append(
             [
                 task,

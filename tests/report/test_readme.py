@@ -98,7 +98,11 @@ def test_changes_of_a_training_are_told_by_their_gain() -> None:
     ]
     assert {(row[0], row[1], row[2]) for row in rows} == {("vision", "folds, test", "net")}
     assert "resnet20" not in table
-    assert "folds" not in report.results_table([record(), *changed, usual])
+    results = report.results_table([*changed, usual])
+    assert "85.0" in results and "80.0" not in results and "86.0" not in results
+    fewer = [record(each.arm, each.mean, higher_is_better=False) for each in (usual, *changed)]
+    table = report.ablations_table(fewer)  # errors
+    assert [line.split("|")[6].strip() for line in table.splitlines()[2:5]] == ["-", "+5.0", "-1.0"]
     assert "+" not in report.ablations_table(changed)  # of what is not recorded there is no gain
 
 
