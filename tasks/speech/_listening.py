@@ -94,6 +94,10 @@ class Listening(Classification):
     def asks(self) -> bool:
         return bool(self.listen)
 
+    @property
+    def variant(self) -> str:
+        return super().variant + ("-synthesised" if self.synthesised else "")
+
 
 @dataclass(frozen=True)
 class Negatives:

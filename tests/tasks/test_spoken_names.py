@@ -66,8 +66,9 @@ def test_the_recipe_hears_them_in_training_alone(
         run(TASK, [*map(str, arguments), *speed])
 
     spot("--data", recordings, "--record", "--output", "plain")
-    spot("--data", recordings, "--record", "--output", "more", "--synthesised", "5", "--name", "x")
-    plain, more = sorted(load_records(Path("results")), key=lambda record: record.dataset)
+    spot("--data", recordings, "--record", "--output", "more", "--synthesised", "5")
+    plain, more = sorted(load_records(Path("results")), key=lambda record: record.arm)
+    assert (plain.arm, more.arm) == ("tc_resnet8", "tc_resnet8-synthesised")
     assert "5 synthesised clips of each word in training" in more.protocol
     counts = [re.search(r"(\d+) training and (\d+) valid", each.protocol) for each in (plain, more)]
     rows = [tuple(map(int, found.groups())) for found in counts if found]
