@@ -83,10 +83,6 @@ class ResidualForCTC(ResidualPreTrainedModel):
 
     Attributes:
         progress: how much of the training is done, from 0 to 1, as `fit` sets it.
-        consistency: what the divergence between two views of one recording counts in the training
-            loss (CR-CTC, Yao et al. 2024; 0.2 there), 0 for none. A batch's second half then is
-            another view of its first, as `TranscriptItems(views=2)` makes it. Part of the training,
-            not of the model: not saved, and without effect in evaluation.
         search: how texts are found in logits: by the likeliest symbol of every frame, or a
             `decode.BeamSearch(model.symbols, …)`; of its use, not of the model: not saved.
         beside: other searches, by name, whose errors `metric()` counts too.
@@ -101,7 +97,6 @@ class ResidualForCTC(ResidualPreTrainedModel):
     main_input_name = "input_features"
     processor_class = ResidualCTCProcessor
     processor_file = "processor_config.json"
-    consistency = 0.0
 
     config: ResidualCTCConfig
     head: FrameClassifier
@@ -226,8 +221,6 @@ class ResidualForCTC(ResidualPreTrainedModel):
                 real.sum(1),
                 reduction="sum",
             )
-            if self.consistency and self.training:
-                total = total + self.consistency * _divergence(log_probs, lengths)
         return total / (real.sum() + len(labels))
 
     def _look(self, logits: Tensor) -> None:
@@ -319,24 +312,6 @@ def _check_rank(spec: BackboneSpec) -> None:
             "a recogniser needs a spec with dims=1, but this one has dims=2; build with dims=1 and "
             "in_channels=80"
         )
-
-
-def _divergence(log_probs: Tensor, lengths: Tensor) -> Tensor:
-    """How far two views of one recording are from each other in each frame: the Kullback-Leibler
-    divergences of either one from the other, which is held, summed over real frames (Yao et al.
-    2024, "CR-CTC", equation 3). The second half of the batch are the views of the first."""
-    if len(log_probs) % 2:
-        raise InputError(
-            f"a batch of {len(log_probs)} items holds no two views of each; train on "
-            "TranscriptItems(views=2), or set consistency to 0"
-        )
-    one, other = log_probs.chunk(2)
-    real = valid_mask(lengths.to(log_probs.device), log_probs.shape[1]).chunk(2)[0].unsqueeze(2)
-    apart = sum(
-        functional.kl_div(view, held.detach(), reduction="none", log_target=True)
-        for view, held in ((one, other), (other, one))
-    )
-    return (apart * real).sum()
 
 
 def _symbols_and_ends(batch: Mapping[str, Any]) -> Tensor:

@@ -36,8 +36,6 @@ class TranscriptItems(AudioItems):
             would be without a part of what was said: shift and mixup must be 0.
         evaluation: they are to be measured on, so `references` are in the batches.
         budget: frames that a batch holds, if there is such a limit, at their own speed.
-        views: 2 for a second view of each recording, blanked elsewhere, in the second half of a
-            batch (for `ResidualForCTC.consistency`).
         on_bad: "error" refuses bad recordings and those of too few frames by name, "skip" leaves
             them out and lists them.
         seed, device: as of `AudioItems`.
@@ -60,7 +58,6 @@ class TranscriptItems(AudioItems):
         *,
         evaluation: bool = False,
         budget: int | None = None,
-        views: int = 1,
         on_bad: Literal["error", "skip"] = "error",
         seed: int = 0,
         device: str | torch.device = "cpu",
@@ -71,11 +68,6 @@ class TranscriptItems(AudioItems):
                     f"Augment has {name}={getattr(augment, name)}, which would leave a recording "
                     f"without a part of what was said; set {name}=0"
                 )
-        if views not in (1, 2) or (views == 2 and augment is None):
-            raise InputError(
-                f"views={views} with augment={augment}; use 1, or 2 with an Augment by which they "
-                "differ"
-            )
         hear, self.tokenizer = model.processor.feature_extractor, model.processor.tokenizer
         if isinstance(clips, Source):
             clips = read_clips(clips, hear.sampling_rate, on_bad, math.inf)
@@ -88,11 +80,11 @@ class TranscriptItems(AudioItems):
         frames = hear.front_end.frames(samples)
         needed = torch.tensor([_needed(row) for row in self.tokenizer.encode_all(clips.labels)])
         room = model.output_lengths(frames)
-        self.evaluation, self.views = evaluation, views
+        self.evaluation = evaluation
         self.unknown = self.tokenizer.unknown(clips.labels)
         self.unaligned: list[str] = []
-        if budget is not None and int(frames.max()) * views > budget:
-            raise _too_long(clips, frames * views, budget)
+        if budget is not None and int(frames.max()) > budget:
+            raise _too_long(clips, frames, budget)
         if not evaluation and self.unknown:
             raise InputError(
                 f"the transcripts to learn from hold {_characters(self.unknown)}, for which the "
@@ -116,10 +108,8 @@ class TranscriptItems(AudioItems):
         if evaluation and (self.unknown or self.unaligned):
             warnings.warn("; ".join(self._told()), stacklevel=2)
         super().__init__(clips, hear, augment, seed=seed, device=device)
-        self.whole = self.lengths
         enough = model.output_lengths(torch.arange(1 + int(frames.max())))
         self.least = torch.searchsorted(enough, needed)  # frames, for CTC to find its symbols in
-        self.lengths = views * self.whole  # what a batch's size is told by
 
     def _told(self) -> Iterator[str]:
         if self.unknown:
@@ -143,26 +133,19 @@ class TranscriptItems(AudioItems):
 
     def _parts(self) -> Iterator[bytes | str]:
         yield from super()._parts()
-        yield repr((self.counts, self.views, self.evaluation, self.tokenizer.symbols))
+        yield repr((self.counts, self.evaluation, self.tokenizer.symbols))
 
     def __getitems__(self, rows: Sequence[int]) -> dict[str, Tensor]:
         """`input_features` `(B, F, T)`, padded to the longest recording, `attention_mask` `(B, T)`
         where they differ in length, `labels` `(B, L)`, padded with -100, and for evaluation
-        `references` `(B, M)`, the code points of the texts, padded with -1. With two views B is
-        twice the number of rows."""
+        `references` `(B, M)`, the code points of the texts, padded with -1."""
         index = torch.as_tensor(rows)
-        whole = frames = self.whole[index]
+        whole = frames = self.lengths[index]
         labels = _padded([self._symbols(row) for row in rows], IGNORED).to(self.device)
-        draws = self.draws(rows, DRAWS + 8)
-        drawn = Drawn.of(draws)
+        drawn = Drawn.of(self.draws(rows, DRAWS))
         if self.augment is not None:
             frames = (whole / tempo(self.augment, drawn)).round().long().maximum(self.least[index])
         features = self._heard(index, whole, drawn, played=frames)
-        if self.views == 2:
-            elsewhere = drawn._replace(blanks=draws[:, DRAWS:].unflatten(1, (2, 4)))
-            other = self._heard(index, whole, elsewhere, played=frames)
-            features, frames = torch.cat([features, other]), frames.repeat(2)
-            labels = labels.repeat(2, 1)
         batch = self._batch(features, frames, labels)
         if self.evaluation:
             texts = [torch.tensor([ord(c) for c in self.texts[row]]) for row in rows]
@@ -174,7 +157,7 @@ class TranscriptItems(AudioItems):
 
     def found(self) -> str:
         """A sentence on how long the recordings are and what there is to read."""
-        seconds = self.whole / self.frame_rate
+        seconds = self.lengths / self.frame_rate
         texts = f"{self.empty:,} of {len(self):,} texts are empty" if self.empty else ""
         said = f"{len(self):,} recordings of {seconds.min():.3g} to {seconds.max():.3g} s"
         said += f", {seconds.sum() / 3600:.2f} hours together"

@@ -136,12 +136,5 @@ def refuse(config: Any) -> None:
     Raises:
         InputError: say what.
     """
-    if not 0 <= config.consistency < float("inf"):
-        raise InputError(f"--consistency is {config.consistency}; give a number from 0 up")
-    if config.consistency and not config.augment:
-        raise InputError(
-            "--consistency compares two views of a recording, which --no-augment makes the same; "
-            "leave one of them out"
-        )
     if config.pieces < 1:
         raise InputError(f"--pieces is {config.pieces}; give a number from 1 up")

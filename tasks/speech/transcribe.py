@@ -19,7 +19,6 @@ alike (87.8 %); a net that writes nothing has 100 %. Texts are normalised before
 import math
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 from resbackbones.core.zoo import resolve
 from resbackbones.data import Transcripts
@@ -58,9 +57,6 @@ class Config(Hearing, Searching):
     """Vary training recordings: speaker, loudness, noise, blanks, tempo."""
     stretch: float = 0.0
     """How much slower or faster they are at most, at the same pitch: 0.1 is a tenth."""
-    consistency: float = 0.0
-    """How much two views of a recording, blanked elsewhere, are drawn to one answer (CR-CTC, Yao et
-    al. 2024: 0.2); a training then takes twice as long."""
     dropout: float = 0.1
     """Inside the net's branches."""
     epochs: int | None = None  # type: ignore[assignment]
@@ -97,18 +93,13 @@ def experiment(config: Config) -> Experiment:
     hear = ResidualFeatureExtractor(feature_size=spec.in_channels, sampling_rate=rate)
     processor = ResidualCTCProcessor(hear, tokenizer)
 
-    def build(**changes: Any) -> Model:
-        model = Model.build(spec, processor=processor, **changes)
-        model.consistency = config.consistency
-        return model
-
+    build = partial(Model.build, spec, processor=processor)
     model = build()  # what does not fit together is told before the recordings are read
     # Whole: of a recording that was cut, a transcript would not be the text.
     listen = partial(read_clips, sampling_rate=rate, on_bad=config.on_bad, max_seconds=math.inf)
     train, validation, test = each(splits, listen)
     made = partial(TranscriptItems, model=model, on_bad=config.on_bad, device=config.where)
-    varied, views = texts.varied(config), 2 if config.consistency else 1
-    learned = made(train, augment=varied, views=views, budget=config.budget)
+    learned = made(train, augment=texts.varied(config), budget=config.budget)
     chooses = made(validation, evaluation=True)
     return Experiment(
         splits,

@@ -234,26 +234,6 @@ def test_the_pipeline_reads_files_and_arrays_of_any_kind(tmp_path: Path) -> None
     assert classify(str(tmp_path / "x.wav")) == classify({"raw": heard, "sampling_rate": 16000})
 
 
-def test_two_views_are_drawn_together_in_training_alone() -> None:
-    model = trained()
-    labels = torch.tensor([[2, 3], [4, -100], [2, 3], [4, -100]])
-    one, other = torch.randn(2, 2, 9, len(VOCABULARY))
-    lengths = torch.tensor([9, 7, 9, 7])
-    alike, differ = torch.cat([one, one]), torch.cat([one, other]).requires_grad_()
-    plain = [model.loss(logits, labels, lengths) for logits in (alike, differ)]
-    model.consistency = 0.5
-    assert torch.equal(model.loss(differ, labels, lengths), plain[1])  # evaluation
-    model.train()
-    assert torch.allclose(model.loss(alike, labels, lengths), plain[0])
-    p, q = (each.detach().log_softmax(-1) for each in (one, other))
-    real = (torch.arange(9) < torch.tensor([[9], [7]])).unsqueeze(2)
-    apart = ((p.exp() * (p - q) + q.exp() * (q - p)) * real).sum()
-    expected = plain[1] + 0.5 * apart / (6 + 4)
-    assert torch.allclose(model.loss(differ, labels, lengths), expected, rtol=1e-5)
-    with pytest.raises(InputError, match="3 items holds no two views"):
-        model.loss(one.new_zeros(3, 9, len(VOCABULARY)), labels[:3], lengths[:3])
-
-
 def test_nothing_written_half_way_is_told_once() -> None:
     model = made().train()
     with torch.no_grad():
@@ -302,15 +282,14 @@ def test_another_models_processor_is_refused() -> None:
 
 
 def test_it_learns_a_language_of_tones_by_heart() -> None:
-    """Augmented, in two views, with an empty text among the others."""
+    """Augmented, with an empty text among the others."""
     torch.manual_seed(0)
     random = np.random.default_rng(1)
     texts = ["", *(tones.sentence(random) for _ in range(15))]
     model = made()
-    model.consistency = 0.2
     clips = tones.clips(texts)
     augment = Augment(shift=0, stretch=0, warp=0.02, noise=0.2, noise_level=(20, 40), band_mask=1)
-    learned = TranscriptItems(clips, model, augment, views=2)
+    learned = TranscriptItems(clips, model, augment)
     told = TranscriptItems(clips, model, evaluation=True)
     options = Options(
         epochs=60, batch_size=8, least_updates=1, learning_rate=1e-2, metric="cer",

@@ -66,25 +66,6 @@ def test_references_keep_what_no_symbol_writes() -> None:
         TranscriptItems(tones.clips(["aéz", "b"]), model)
 
 
-def test_views_differ_in_their_blanks_alone() -> None:
-    model = made()
-    items = TranscriptItems(tones.clips(TEXTS), model, VARIED, views=2)
-    once = TranscriptItems(tones.clips(TEXTS), model, VARIED)
-    assert torch.equal(items.lengths, 2 * once.lengths)  # what a batch's size is told by
-    batch, other = items.__getitems__([0, 2]), once.__getitems__([0, 2])
-    first, second = batch["input_features"].chunk(2)
-    assert torch.equal(first, other["input_features"]) and not torch.equal(first, second)
-    unmasked = replace(VARIED, time_mask=0, band_mask=0)
-    whole = TranscriptItems(tones.clips(TEXTS), model, unmasked).__getitems__([0, 2])
-    for view in (first, second):
-        shown = view == whole["input_features"]
-        assert 0.3 < shown.float().mean() < 1
-    assert torch.equal(batch["labels"], other["labels"].repeat(2, 1))
-    assert torch.equal(batch["attention_mask"], other["attention_mask"].repeat(2, 1))
-    items.set_epoch(1)
-    assert not torch.equal(items.__getitems__([0, 2])["input_features"], batch["input_features"])
-
-
 @pytest.mark.parametrize("options", [{"stretch": 0.5}, {"stretch": 0, "speed": 0.5}])
 def test_slower_and_faster_ones_are_whole(options: dict[str, float]) -> None:
     model, still = made(), Augment(0, 0, 0, gain=0, noise=0, time_mask=0, band_mask=0)
@@ -156,8 +137,6 @@ def test_what_no_batch_holds_is_named() -> None:
     clips = tones.clips(["a", "abcd abcd"])
     with pytest.raises(InputError, match=r"recording 1 has 1.. frames, and a batch holds 100"):
         TranscriptItems(clips, made(), budget=100)
-    with pytest.raises(InputError, match=r"recording 1 has 3.. frames"):
-        TranscriptItems(clips, made(), VARIED, views=2, budget=200)
     assert len(TranscriptItems(clips, made(), budget=300)) == 2
 
 
@@ -166,8 +145,6 @@ def test_what_no_batch_holds_is_named() -> None:
     [
         ({"augment": Augment()}, "shift=0.1, which would leave a recording without"),
         ({"augment": Augment(shift=0, mixup=0.1)}, "mixup=0.1"),
-        ({"views": 2}, "views=2 with augment=None"),
-        ({"views": 3, "augment": VARIED}, "views=3"),
     ],
 )
 def test_bad_options_are_one_sentence(options: dict[str, Any], said: str) -> None:
@@ -199,7 +176,7 @@ def test_a_source_is_read_whole_and_empty_texts_are_texts() -> None:
         [rows("ab"), datasets.Dataset.from_dict({"audio": cells, "text": ["abcde " * 15]})]
     )
     source = open_dataset(more, target=Transcripts(), kind="audio")
-    assert TranscriptItems(source, made()).whole.max() > 1000
+    assert TranscriptItems(source, made()).lengths.max() > 1000
     with pytest.raises(InputError, match=r"row 2 of .* has no text in column 'text'"):
         open_dataset(rows("ab", None), target=Transcripts(), kind="audio")
 

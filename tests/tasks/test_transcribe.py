@@ -83,7 +83,7 @@ def test_it_goes_on_from_a_saved_model(
 ) -> None:
     options = ["--data", data, *SPEED]
     learned = tmp_path / "learned"
-    transcribe(*options, "--output", learned, "--consistency", "0.2")
+    transcribe(*options, "--output", learned)
     first = ResidualForCTC.from_pretrained(learned / "seed-0" / "model")
     capsys.readouterr()
 
@@ -125,8 +125,6 @@ def test_bad_input_is_one_sentence(
 
     assert "nowhere" in told("--data", tmp_path / "nowhere")
     assert "dims=1" in told("--data", data, "--spec", "mel_resnet14")
-    assert "--consistency is -1.0" in told("--data", data, "--consistency", "-1")
-    assert "leave one of them out" in told("--data", data, "--consistency", "1", "--no-augment")
     assert "stretch=0.9; use a number" in told("--data", data, "--stretch", "0.9")
     assert "--pieces is 0" in told("--data", data, "--pieces", "0")
     assert "a batch holds 20" in told("--data", data, "--budget", "20")
