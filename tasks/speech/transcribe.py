@@ -60,7 +60,7 @@ class Config(Hearing, Searching):
     dropout: float = 0.1
     """Inside the net's branches."""
     epochs: int | None = None  # type: ignore[assignment]
-    """Passes over the recordings (40; over synthesised sentences 20)."""
+    """Passes over the recordings (40; over synthesised sentences 16)."""
     batch_size: int = 16
     budget: int | None = 4_000
     optimizer: Kind = "adamw"
@@ -77,7 +77,7 @@ class Config(Hearing, Searching):
         if self.data is None and not self.predict:
             object.__setattr__(self, "data", sentences.NAME)
         if self.epochs is None:
-            object.__setattr__(self, "epochs", 20 if self.data == sentences.NAME else 40)
+            object.__setattr__(self, "epochs", 16 if self.data == sentences.NAME else 40)
         super().__post_init__()
         texts.refuse(self)
 

@@ -183,7 +183,7 @@ def test_synthesised_sentences(
         assert not kind[0] & kind[1] and not (kind[0] | kind[1]) & kind[2]
     assert sum(map(len, texts)) == sum(_sentences.SENTENCES.values())
     assert Config().data == _sentences.NAME == "synthesised sentences"
-    assert (Config().epochs, Config(data="mine").epochs, Config(epochs=3).epochs) == (20, 40, 3)
+    assert (Config().epochs, Config(data="mine").epochs, Config(epochs=3).epochs) == (16, 40, 3)
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(_sentences, "SENTENCES", {"train": 6, "validation": 2, "test": 3})
