@@ -7,6 +7,8 @@ import torch
 from resbackbones.errors import InputError
 from resbackbones.speech import Augment, FrontEnd
 from resbackbones.speech.augment import (
+    DRAWS,
+    Drawn,
     bands_at_speed,
     decays,
     reverberant,
@@ -81,6 +83,14 @@ def test_what_is_heard_in_a_room_is_the_convolution() -> None:
         for band in range(5):
             expected = np.convolve(power[row, band].numpy(), rooms[row].numpy())[:20]
             np.testing.assert_allclose(heard[row, band], expected, rtol=1e-5)
+
+
+def test_no_number_is_drawn_for_two_things() -> None:
+    drawn = Drawn.of(torch.arange(2.0 * DRAWS).view(2, DRAWS))
+    numbers = torch.cat([each.flatten() for each in drawn])
+    assert len(numbers.unique()) == len(numbers) == 2 * (14 + 8)
+    assert all(each.shape == (2,) for each in drawn if each is not drawn.blanks)
+    assert drawn.blanks.shape == (2, 2, 4)
 
 
 def test_spec_augment_blanks_what_it_may() -> None:
