@@ -108,7 +108,7 @@ class Clips:
             )
         new_rate = each[0] if sampling_rate is None else sampling_rate
         heard = [
-            _as_int16(resample(one_channel(torch.as_tensor(waveform), row), rate, new_rate))
+            as_int16(resample(one_channel(torch.as_tensor(waveform), row), rate, new_rate))
             for row, (waveform, rate) in enumerate(zip(waveforms, each, strict=True))
         ]
         cells = [cell.item() if hasattr(cell, "item") else cell for cell in labels]
@@ -280,7 +280,7 @@ def decode_audio(
     """
     _check_limit(max_seconds)
     samples, rate = _samples(value, max_seconds, start, end)
-    return _as_int16(resample(samples, rate, sampling_rate))
+    return as_int16(resample(samples, rate, sampling_rate))
 
 
 def audio_blocks(value: Any, sampling_rate: int, seconds: float = BLOCK) -> Iterator[Tensor]:
@@ -301,10 +301,11 @@ def audio_blocks(value: Any, sampling_rate: int, seconds: float = BLOCK) -> Iter
             for start in range(0, file.frames, size)
         )
         for block in resampled(parts, file.samplerate, sampling_rate):
-            yield _as_int16(block)
+            yield as_int16(block)
 
 
-def _as_int16(sound: Tensor) -> Tensor:
+def as_int16(sound: Tensor) -> Tensor:
+    """Samples from -1 to 1 as clips hold them."""
     return (sound * FULL_SCALE).round_().clamp_(-FULL_SCALE, FULL_SCALE - 1).to(torch.int16)
 
 

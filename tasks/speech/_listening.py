@@ -152,10 +152,10 @@ def negatives(where: str, rate: int) -> Negatives:
 def keywords_of(model: Model, given: Sequence[str] = ()) -> list[str]:
     """The classes that are words to detect: those given, or all but the others."""
     names = list((model.config.id2label or {}).values())
-    return list(given) or [name for name in names if _plain(name) not in NO_WORDS]
+    return list(given) or [name for name in names if plain_name(name) not in NO_WORDS]
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
     return name.lower().strip("_<>[] ").replace("_", " ")
 
 
@@ -165,7 +165,7 @@ def varied(config: Any, names: Sequence[str]) -> dict[str, Any]:
     Raises:
         InputError: clips are to be no word, and no class is for that.
     """
-    others = [n for n, name in enumerate(names) if _plain(name) in OTHER_WORDS]
+    others = [n for n, name in enumerate(names) if plain_name(name) in OTHER_WORDS]
     no_word = others[0] if others and not config.multi_label else None
     if config.splice and (no_word is None or not config.augment):
         raise InputError(

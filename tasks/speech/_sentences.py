@@ -14,7 +14,7 @@ from datasets import Dataset, Features, Value
 from tqdm import tqdm
 
 from tasks._made import made_once
-from tasks.speech._voices import ACCENTS, RATE, Utterance, speak, split_voices
+from tasks.speech._voices import RATE, Utterance, any_manner, speak, split_voices
 from tasks.speech._words import WORDS
 
 NAME = "synthesised sentences"
@@ -56,9 +56,7 @@ def utterances(seed: int = 0) -> dict[str, list[Utterance]]:
             if text in used:
                 continue
             used.add(text)
-            voice = f"{ACCENTS[random.integers(len(ACCENTS))]}+{random.choice(voices)}"
-            manner = (int(random.integers(*r)) for r in (SPEEDS, (25, 76), (20, 90)))
-            found[split].append(Utterance(voice, text, *manner))
+            found[split].append(any_manner(text, voices, SPEEDS, random))
     return found
 
 

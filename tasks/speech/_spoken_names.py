@@ -9,10 +9,12 @@ from tqdm import tqdm
 
 from resbackbones.errors import InputError
 from resbackbones.speech import Clips, resample
-from resbackbones.speech.recordings import FULL_SCALE
-from tasks.speech._listening import NO_WORDS
-from tasks.speech._voices import ACCENTS, RATE, Utterance, speak, variants
+from resbackbones.speech.recordings import as_int16
+from tasks.speech._listening import NO_WORDS, plain_name
+from tasks.speech._voices import RATE, any_manner, speak, variants
 from tasks.speech._wakeword import trimmed
+
+SPEEDS = (100, 240)  # words per minute
 
 
 def with_names(clips: Clips, count: int, seed: int = 0) -> Clips:
@@ -30,8 +32,8 @@ def with_names(clips: Clips, count: int, seed: int = 0) -> Clips:
             "--synthesised says the one class of a clip, and with --multi-label clips have any "
             "number of them; leave one of the two out"
         )
-    names = [name.strip("_").replace("_", " ") for name in clips.names]
-    labels = [number for number, name in enumerate(names) if name.lower() not in NO_WORDS]
+    names = [plain_name(name) for name in clips.names]
+    labels = [number for number, name in enumerate(names) if name not in NO_WORDS]
     labels = [number for number in labels for _ in range(count)]
     if not labels:
         raise InputError(
@@ -39,22 +41,13 @@ def with_names(clips: Clips, count: int, seed: int = 0) -> Clips:
             "word; leave it out"
         )
     random, voices = np.random.default_rng(seed), variants()
-    said = []
-    for label in labels:
-        voice = f"{random.choice(ACCENTS)}+{random.choice(voices)}"
-        manner = (int(random.integers(*r)) for r in ((100, 240), (25, 76), (20, 90)))
-        said.append(Utterance(voice, names[label], *manner))
+    said = [any_manner(names[label], voices, SPEEDS, random) for label in labels]
     heard = tqdm(speak(said, seed), "synthesising", total=len(said), leave=False, disable=None)
-    waveforms = [_recorded(samples, clips.sampling_rate) for samples in heard]
+    words = (torch.from_numpy(trimmed(samples.numpy())) for samples in heard)
+    waveforms = [as_int16(resample(word, RATE, clips.sampling_rate)) for word in words]
     return replace(
         clips,
         waveforms=[*clips.waveforms, *waveforms],
         labels=torch.cat([clips.labels, torch.tensor(labels)]),
         rows=[*clips.rows, *range(len(clips), len(clips) + len(said))],
     )
-
-
-def _recorded(samples: Tensor, rate: int) -> Tensor:
-    """What was said as a clip has it, int16 `(samples,)` at this rate."""
-    word = resample(torch.from_numpy(trimmed(samples.numpy())), RATE, rate)
-    return (word * (FULL_SCALE - 1)).round().clamp(-FULL_SCALE, FULL_SCALE - 1).to(torch.int16)

@@ -49,6 +49,15 @@ class Utterance:
     range: int = 50
 
 
+def any_manner(
+    text: str, voices: Sequence[str], speeds: tuple[int, int], random: np.random.Generator
+) -> Utterance:
+    """A text by any of these variants and at any of these speeds, with any accent and pitch."""
+    voice = f"{ACCENTS[random.integers(len(ACCENTS))]}+{random.choice(voices)}"
+    speed, pitch, rises = (int(random.integers(*r)) for r in (speeds, (25, 76), (20, 90)))
+    return Utterance(voice, text, speed, pitch, rises)
+
+
 def variants() -> list[str]:
     """The voices, each of which speaks with any accent; but for those with breath in them, which
     say the same thing a little differently each time.

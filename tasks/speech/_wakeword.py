@@ -19,7 +19,7 @@ from datasets import ClassLabel, Dataset, Features, Value
 
 from tasks._made import made_once
 from tasks.speech._listening import Negatives
-from tasks.speech._voices import ACCENTS, RATE, Utterance, phonemes, speak, split_voices
+from tasks.speech._voices import RATE, any_manner, phonemes, speak, split_voices
 from tasks.speech._words import WORDS
 
 OTHER = "other"
@@ -27,6 +27,7 @@ CACHE = Path("runs/spoken")
 SAID = {"train": 40, "validation": 12, "test": 24}  # of the phrase by each voice
 LIKE = {"train": 32, "validation": 8, "test": 8}  # of what sounds like it
 SENTENCES = {"train": 32, "validation": 8, "test": 8}
+SPEEDS = (120, 240)  # words per minute
 MARGIN = 0.4  # seconds of a clip beside the phrase
 CUTS = 3  # clips of a sentence
 LIKENESS = 0.1  # share of the words of a sentence that sound like the phrase, of those cut
@@ -134,7 +135,7 @@ class Split:
         random = np.random.default_rng(self.seed)
         parts = HELD_OUT[split]
         self.said, self.like, self.other = (
-            [self._utterance(text(), voice, random) for voice in voices for _ in range(count)]
+            [any_manner(text(), [voice], SPEEDS, random) for voice in voices for _ in range(count)]
             for text, count in (
                 (lambda: sounds.phrase, SAID[split]),
                 (lambda: sounds.alike(random, parts), LIKE[split]),
@@ -142,11 +143,6 @@ class Split:
             )
         )
         self.random = random
-
-    def _utterance(self, text: str, voice: str, random: Noise) -> Utterance:
-        accent = ACCENTS[random.integers(len(ACCENTS))]
-        speed, pitch, rises = (int(random.integers(*r)) for r in ((120, 240), (25, 76), (20, 90)))
-        return Utterance(f"{accent}+{voice}", text, speed, pitch, rises)
 
     @property
     def length(self) -> int:
@@ -194,8 +190,11 @@ class Split:
         while left > 0:
             number += 1
             some = [
-                self._utterance(
-                    self.sounds.sentence(random, HELD_OUT[self.split], RARE), voice, random
+                any_manner(
+                    self.sounds.sentence(random, HELD_OUT[self.split], RARE),
+                    [voice],
+                    SPEEDS,
+                    random,
                 )
                 for voice in self.voices
             ]
